@@ -1,0 +1,68 @@
+"""PostgreSQL connections from one YAML file, in production and in tests.
+
+The names below are loaded on first use: the pytest plugin lives in this package, and no test
+run should pay for psycopg that does not need it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ConnectionType, load_config
+    from .errors import (
+        ConfigError,
+        EnvInterpolationError,
+        HandleClosedError,
+        PGMonkeyError,
+        SandboxError,
+    )
+    from .handles import AsyncHandle, Handle
+    from .manager import PGConnectionManager
+    from .secrets import redact_config
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncHandle",
+    "ConfigError",
+    "ConnectionType",
+    "EnvInterpolationError",
+    "Handle",
+    "HandleClosedError",
+    "PGConnectionManager",
+    "PGMonkeyError",
+    "SandboxError",
+    "__version__",
+    "load_config",
+    "redact_config",
+]
+
+_HOMES = {
+    "AsyncHandle": "handles",
+    "ConfigError": "errors",
+    "ConnectionType": "config",
+    "EnvInterpolationError": "errors",
+    "Handle": "handles",
+    "HandleClosedError": "errors",
+    "PGConnectionManager": "manager",
+    "PGMonkeyError": "errors",
+    "SandboxError": "errors",
+    "load_config": "config",
+    "redact_config": "secrets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,94 @@
+"""What the commands share: the options of a configuration file, and their failure.
+
+Neither typing nor contextlib here: `pgmonkey --help` would wait for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = [
+    "CONNECTION_TYPES",
+    "CommandError",
+    "add_config_options",
+    "add_debug_option",
+    "add_file_option",
+    "config_arguments",
+    "say",
+]
+
+# A copy of config.ConnectionType's values: building the parser must not import config.
+CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
+
+
+class CommandError(Exception):
+    """A command failed for a reason that its user can act on."""
+
+    def __init__(
+        self,
+        message: str,
+        cause: BaseException | None = None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hide = hide
+
+
+def add_file_option(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
+    """Add the option that names the configuration file: it has both names everywhere."""
+    parser.add_argument(
+        "--connconfig", "--filepath", dest="path", metavar="FILE", required=True, help=help
+    )
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Take `--debug` after the command too."""
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that reads a configuration."""
+    add_file_option(parser, "the configuration file")
+    parser.add_argument(
+        "--connection-type",
+        choices=CONNECTION_TYPES,
+        help="how to connect (default: what the file says, else normal)",
+    )
+    parser.add_argument(
+        "--resolve-env",
+        action="store_true",
+        help="replace ${VAR}, from_env and from_file in the file",
+    )
+    parser.add_argument(
+        "--allow-sensitive-defaults",
+        action="store_true",
+        help="let ${VAR:-default} stand for passwords and the like, too",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="take a variable that is set but empty as missing"
+    )
+    add_debug_option(parser)
+
+
+def config_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Give what `load_config` and the manager take by keyword."""
+    return {
+        "resolve_env": args.resolve_env,
+        "allow_sensitive_defaults": args.allow_sensitive_defaults,
+        "strict": args.strict,
+    }
+
+
+def say(message: str) -> None:
+    """Tell the user something, in one line, apart from the results."""
+    sys.stderr.write(f"pgmonkey: {' '.join(message.split())}\n")

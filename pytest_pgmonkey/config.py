@@ -1,0 +1,427 @@
+"""Configurations: the only place that reads YAML, and the judge of what it says.
+
+`load_config` gives a file's content as a dictionary; `read_spec` and `connection_spec` give what
+one connection type needs of it, in the form that libpq, `set_config()` and psycopg_pool take.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+from .judge import TLS_FILES, Judge, expanded, judge_name, kind_of, nearest, shown
+from .secrets import interpolate, is_reference, is_sensitive, redact_text
+
+__all__ = [
+    "ConnectionSpec",
+    "ConnectionType",
+    "connection_spec",
+    "load_config",
+    "prepare_config",
+    "read_spec",
+]
+
+
+class ConnectionType(str, Enum):
+    """The four ways to connect."""
+
+    NORMAL = "normal"
+    POOL = "pool"
+    ASYNC = "async"
+    ASYNC_POOL = "async_pool"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_async(self) -> bool:
+        return self in (ConnectionType.ASYNC, ConnectionType.ASYNC_POOL)
+
+    @property
+    def is_pool(self) -> bool:
+        return self in (ConnectionType.POOL, ConnectionType.ASYNC_POOL)
+
+    @property
+    def settings_section(self) -> str:
+        return "async_settings" if self.is_async else "sync_settings"
+
+    @property
+    def pool_section(self) -> str | None:
+        if not self.is_pool:
+            return None
+        return "async_pool_settings" if self.is_async else "pool_settings"
+
+
+SECTIONS = (
+    "connection_settings",
+    "sync_settings",
+    "async_settings",
+    "pool_settings",
+    "async_pool_settings",
+)
+TOP_LEVEL = ("connection_type", *SECTIONS)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ConnectionSpec:
+    """All that one connection type needs; equal specs may share connections."""
+
+    type: ConnectionType
+    #: libpq's keywords and their values, sorted.
+    conninfo: tuple[tuple[str, str], ...]
+    autocommit: bool
+    #: Session settings in the order of the file, values as `set_config()` takes them.
+    settings: tuple[tuple[str, str], ...] = ()
+    #: Arguments of psycopg_pool's constructor; empty for the types without a pool.
+    pool: tuple[tuple[str, Any], ...] = ()
+    check_on_checkout: bool = False
+    #: The file it comes from, `None` for a dictionary.
+    origin: str | None = field(default=None, compare=False)
+    #: The whole configuration that it was taken from.
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def conninfo_dict(self) -> dict[str, str]:
+        return dict(self.conninfo)
+
+    @property
+    def dbname(self) -> str | None:
+        """The database, as libpq resolves it; `None` where the environment decides."""
+        conninfo = dict(self.conninfo)
+        if "service" in conninfo or "PGSERVICE" in os.environ:
+            return conninfo.get("dbname")
+        name = conninfo.get("dbname") or os.environ.get("PGDATABASE")
+        return name or conninfo.get("user") or os.environ.get("PGUSER")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The values that no message may show; for `redact_text`."""
+        public = {value for key, value in self.conninfo if key in ("host", "user", "dbname")}
+        values = (*self.conninfo, *self.settings, *dict(self.pool).get("kwargs", {}).items())
+        return tuple(
+            str(value)
+            for key, value in values
+            if is_sensitive(key) and key not in TLS_FILES and value not in public
+        )
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{key}={value!r}"
+            for key, value in self.conninfo
+            if key in ("host", "port", "dbname", "user")
+        ]
+        shown += [f"origin={self.origin!r}"] if self.origin else []
+        return redact_text(f"<ConnectionSpec {self.type}: {' '.join(shown)}>", self.secrets)
+
+
+# --- entrances ---
+
+
+def load_config(
+    path: str | os.PathLike[str],
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Read and judge a configuration file; references stay as they are without `resolve_env`."""
+    origin = os.fspath(path)
+    config = prepare_config(
+        _read_file(path),
+        resolve_env=resolve_env,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+        strict=strict,
+        origin=origin,
+    )
+    judged = config if resolve_env else _without_references(config)
+    type_ = _connection_type(None, judged, origin)
+    Judge(judged, origin).connection_settings()
+    Judge(judged, origin).session_settings(type_)
+    Judge(judged, origin).pool_settings(type_)
+    return config
+
+
+def prepare_config(
+    config: Mapping[str, Any],
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    strict: bool = False,
+    origin: str | None = None,
+) -> dict[str, Any]:
+    """Unwrap and interpolate a configuration and judge its outline: the sections and their names.
+
+    What the sections hold is judged by `connection_spec`, for the type that is asked for.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError("the configuration is not a mapping of sections", origin)
+    config = _unwrapped(config, origin)
+    if resolve_env:
+        config = interpolate(
+            config,
+            os.environ,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            strict=strict,
+            file=origin,
+        )
+    for name in config:
+        judge_name(name, "", TOP_LEVEL, origin, "section")
+    if config.get("connection_settings") is None:
+        state = "empty" if "connection_settings" in config else "missing"
+        raise ConfigError(f"section connection_settings is {state}", origin)
+    return {name: _section(name, value, origin) for name, value in config.items()}
+
+
+def read_spec(
+    path: str | os.PathLike[str],
+    connection_type: str | ConnectionType | None = None,
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    strict: bool = False,
+) -> ConnectionSpec:
+    """Read a file for one connection type; the sections of the other types are not judged."""
+    origin = os.fspath(path)
+    config = prepare_config(
+        _read_file(path),
+        resolve_env=resolve_env,
+        allow_sensitive_defaults=allow_sensitive_defaults,
+        strict=strict,
+        origin=origin,
+    )
+    return connection_spec(config, connection_type, origin=origin)
+
+
+def connection_spec(
+    config: Mapping[str, Any],
+    connection_type: str | ConnectionType | None = None,
+    *,
+    origin: str | None = None,
+) -> ConnectionSpec:
+    """Judge what one type uses of a configuration; without a type, the one that it names."""
+    config = prepare_config(config, origin=origin)
+    type_ = _connection_type(connection_type, config, origin)
+    judge = Judge(config, origin)
+    conninfo, autocommit = judge.connection_settings()
+    judge.tls_files(conninfo)
+    pool, check_on_checkout = judge.pool_settings(type_)
+    return ConnectionSpec(
+        type=type_,
+        conninfo=tuple(sorted(conninfo.items())),
+        autocommit=autocommit,
+        settings=judge.session_settings(type_),
+        pool=pool,
+        check_on_checkout=check_on_checkout,
+        origin=origin,
+        config=config,
+    )
+
+
+def _without_references(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what cannot be judged before it is interpolated."""
+    return {
+        name: {key: value for key, value in section.items() if not is_reference(value)}
+        if isinstance(section, dict)
+        else section
+        for name, section in config.items()
+        if not is_reference(section)
+    }
+
+
+# --- outline ---
+
+
+def _unwrapped(config: Mapping[str, Any], origin: str | None) -> Mapping[str, Any]:
+    if "postgresql" not in config:
+        return config
+    inner = config["postgresql"]
+    if not isinstance(inner, Mapping):
+        raise ConfigError("is not a mapping of sections", origin, "postgresql")
+    warnings.warn(
+        f"{origin or 'configuration'}: the wrapper 'postgresql:' is deprecated; "
+        "move the sections beneath it to the top level",
+        DeprecationWarning,
+        stacklevel=_users_stacklevel(),
+    )
+    return {**{name: value for name, value in config.items() if name != "postgresql"}, **inner}
+
+
+def _users_stacklevel() -> int:
+    """Find the first caller outside this package, counted as `warnings.warn` counts."""
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _section(name: str, value: Any, origin: str | None) -> Any:
+    if name not in SECTIONS:
+        return value
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"is {kind_of(value)}, not a mapping", origin, name)
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"a name in it is {kind_of(key)}", origin, name, "put it in quotes")
+    return dict(value)
+
+
+def _connection_type(
+    asked: str | ConnectionType | None, config: Mapping[str, Any], origin: str | None
+) -> ConnectionType:
+    named = asked if asked is not None else config.get("connection_type") or ConnectionType.NORMAL
+    try:
+        return ConnectionType(named)
+    except ValueError:
+        pass
+    known = [str(type_) for type_ in ConnectionType]
+    hint = nearest(named, known) or f"one of {', '.join(known)}"
+    if asked is not None:
+        raise ConfigError(f"unknown connection type {shown(named)}", hint=hint)
+    raise ConfigError(f"unknown connection type {shown(named)}", origin, "connection_type", hint)
+
+
+# --- YAML ---
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML in which a scalar is a number only where the number is spelt like it.
+
+    So `password: 0123` stays the string that was written, and dates and `1:30` are strings.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", None),
+    ("int", r"-?[1-9][0-9]{0,17}|0", None),
+    ("float", r"-?(?:0|[1-9][0-9]{0,7})\.(?:0|[0-9]{0,3}[1-9])", None),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(rf"^(?:{_pattern})$"),
+        _first or list("yYnNtTfFoO" if _tag == "bool" else "-0123456789"),
+    )
+
+# The parser's own words where they are fixed; others may quote the file's text.
+_SAFE_PROBLEMS = frozenset(
+    {
+        "could not find expected ':'",
+        "did not find expected '-' indicator",
+        "did not find expected ',' or ']'",
+        "did not find expected ',' or '}'",
+        "did not find expected <document start>",
+        "did not find expected key",
+        "did not find expected node content",
+        "did not find expected whitespace or line break",
+        "found character that cannot start any token",
+        "found unexpected end of stream",
+        "found unknown escape character",
+        "mapping values are not allowed in this context",
+    }
+)
+_MAX_NODES = 20_000
+
+
+def _read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    origin = os.fspath(path)
+    try:
+        with open(expanded(origin), "rb") as file:  # noqa: PTH123
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Its own text shows bytes of the file.
+        position = error.start
+        raise ConfigError(f"is not UTF-8 (at byte {position})", origin) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "bad path"
+        raise ConfigError(f"cannot be read: {reason}", origin) from None
+    config = _parse(text, origin)
+    if config is None:
+        raise ConfigError("is empty", origin, hint="`pgmonkey pgconfig create` writes a template")
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"is {kind_of(config)}, not a mapping of sections", origin)
+    return config
+
+
+def _parse(text: str, origin: str) -> Any:
+    # The parser's exceptions carry the text around the error: they end here, unchained.
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _judge_nodes(node, origin)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except ConfigError:
+        raise  # It is a ValueError, which is caught below.
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = f"malformed YAML{_position(mark)}"
+        if error.problem in _SAFE_PROBLEMS:
+            problem += f": {error.problem}"
+        elif error.problem and error.problem.startswith("found character '\\t'"):
+            problem += ": indented with a tab"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"malformed YAML at line {line}: a character that YAML does not allow"
+    except RecursionError:
+        problem = "malformed YAML: nested too deeply"
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # PyYAML lets a constructor's own error out.
+        problem = "malformed YAML: a value cannot be read as what its tag says"
+    raise ConfigError(problem, origin)
+
+
+def _position(mark: Any) -> str:
+    return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _judge_nodes(root: yaml.Node, origin: str) -> None:
+    """Refuse duplicate keys, which YAML loses in silence, and aliases that never end."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_:
+            raise ConfigError(f"an alias holds itself{_position(node.start_mark)}", origin)
+        if id(node) not in sizes:
+            open_.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                _judge_keys(node, origin)
+                sizes[id(node)] = 1 + sum(size(key) + size(value) for key, value in node.value)
+            else:
+                sizes[id(node)] = 1 + sum(map(size, node.value))
+            open_.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > _MAX_NODES:
+        raise ConfigError(f"holds more than {_MAX_NODES} values", origin)
+
+
+def _judge_keys(node: yaml.MappingNode, origin: str) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (key.tag, key.value) in seen:
+            raise ConfigError(
+                f"duplicate key {shown(key.value)}{_position(key.start_mark)}", origin
+            )
+        seen.add((key.tag, key.value))
