@@ -1,0 +1,601 @@
+"""Real connections: how one is opened and prepared, and the sources that lend them.
+
+`sources.py` holds the shape of a source and nothing heavy; here are the four of production. What
+is done to a connection is decided in generators of calls, which `drive` and `adrive` carry out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from weakref import WeakSet, ref
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
+
+from .errors import ConfigError
+from .secrets import redact_text
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+    from .config import ConnectionSpec
+
+__all__ = [
+    "AsyncDirectSource",
+    "AsyncPoolSource",
+    "Connector",
+    "DirectSource",
+    "PoolSource",
+    "adrive",
+    "drive",
+    "settings_steps",
+]
+
+T = TypeVar("T")
+AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"
+#: Calls to make, one after the other; each gets the result of its call, or its exception.
+Steps: TypeAlias = Generator[Callable[[], Any], Any, T]
+Hook: TypeAlias = Callable[[Any], Any]
+Ended: TypeAlias = Callable[["AsyncPoolSource"], None]
+
+
+# --- drivers ---
+
+
+def drive(steps: Steps[T]) -> T:
+    """Make the calls of a generator."""
+    try:
+        call = next(steps)
+        while True:
+            try:
+                result = call()
+            except BaseException as error:  # noqa: PERF203
+                call = steps.throw(error)
+            else:
+                call = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def adrive(steps: Steps[T]) -> T:
+    """Make the calls of a generator and await what they give, if it can be awaited."""
+    try:
+        call = next(steps)
+        while True:
+            try:
+                result = call()
+                if inspect.isawaitable(result):
+                    result = await result
+            except BaseException as error:  # noqa: PERF203
+                call = steps.throw(error)
+            else:
+                call = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+# --- a new connection ---
+
+
+def settings_steps(conn: AnyConnection, spec: ConnectionSpec) -> Steps[None]:
+    """Apply the session settings of a file to a connection in autocommit, and verify them."""
+    if not spec.settings:
+        return
+    # Not `conn.cursor()`: its row and cursor factories are the user's.
+    cursor: Any
+    if isinstance(conn, psycopg.AsyncConnection):
+        cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    else:
+        cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    one = "pg_catalog.set_config(%s, %s, false)"
+    names = [name for name, _ in spec.settings]
+    try:
+        applied = yield from _row(
+            cursor, one, len(names), [part for setting in spec.settings for part in setting]
+        )
+    except psycopg.Error:
+        yield from _name_the_culprit(cursor, one, spec)
+        raise
+    current = yield from _row(cursor, "pg_catalog.current_setting(%s)", len(names), names)
+    for name, was, now in zip(names, applied, current, strict=True):
+        if was != now:
+            raise _setting_error(spec, name, "another setting of this section overwrites it")
+
+
+def _row(cursor: Any, expression: str, times: int, params: list[str]) -> Steps[tuple[str, ...]]:
+    query = f"SELECT {', '.join([expression] * times)}"
+    yield partial(cursor.execute, query, params, prepare=False)
+    row: tuple[str, ...] = yield cursor.fetchone
+    return row
+
+
+def _name_the_culprit(cursor: Any, one: str, spec: ConnectionSpec) -> Steps[None]:
+    for setting in spec.settings:
+        try:
+            yield from _row(cursor, one, 1, list(setting))
+        except psycopg.Error as error:  # noqa: PERF203
+            message = error.diag.message_primary
+            if message is None:
+                return  # The connection is lost: the error of the caller says so.
+            problem = redact_text(message, spec.secrets)
+            # Its own text could show a value.
+            raise _setting_error(spec, setting[0], problem) from None
+
+
+def _setting_error(spec: ConnectionSpec, name: str, problem: str) -> ConfigError:
+    return ConfigError(problem, file=spec.origin, key=f"{spec.type.settings_section}.{name}")
+
+
+def hook_steps(conn: AnyConnection, hook: Hook) -> Steps[None]:
+    yield partial(hook, conn)
+    status = conn.info.transaction_status
+    if status == TransactionStatus.INTRANS:
+        yield conn.commit
+    elif status != TransactionStatus.IDLE:
+        name = getattr(hook, "__qualname__", repr(hook))
+        raise psycopg.ProgrammingError(
+            f"the function {name!r} given to the manager left a new connection "
+            f"in status {status.name}: a statement of it failed or is still running"
+        )
+
+
+class Connector:
+    """Opens the connections of one configuration, each prepared in the same way."""
+
+    def __init__(self, spec: ConnectionSpec, hook: Hook | None = None) -> None:
+        self.spec = spec
+        self.hook = hook
+        self._pool_arguments = dict(spec.pool)
+        kwargs: Mapping[str, Any] = self._pool_arguments.pop("kwargs", {})
+        self.autocommit = bool(kwargs.get("autocommit", spec.autocommit))
+        # Settings are applied outside of a transaction: no rollback takes them back.
+        self._kwargs = {**spec.conninfo_dict, **kwargs, "autocommit": True}
+
+    def prepare(self, conn: AnyConnection) -> Steps[None]:
+        yield from settings_steps(conn, self.spec)
+        yield partial(conn.set_autocommit, self.autocommit)
+        if self.hook is not None:
+            yield from hook_steps(conn, self.hook)
+
+    def connect(self, timeout: float | None = None) -> Steps[Any]:
+        class_ = psycopg.AsyncConnection if self.spec.type.is_async else psycopg.Connection
+        kwargs = self._kwargs
+        if timeout is not None:
+            kwargs = {**kwargs, "connect_timeout": max(1, math.ceil(timeout))}
+        conn = yield partial(class_.connect, **kwargs)
+        try:
+            yield from self.prepare(conn)
+        except BaseException:
+            yield conn.close
+            raise
+        return conn
+
+    def prove(self) -> Steps[None]:
+        """Connect once: the error of a connection shows here, not as a pool's timeout later."""
+        conn = yield from self.connect()
+        yield conn.close
+
+    def pool_arguments(self, configure: Hook, check: Hook) -> dict[str, Any]:
+        arguments = {**self._pool_arguments, "kwargs": self._kwargs, "configure": configure}
+        if self.spec.check_on_checkout:
+            arguments["check"] = check
+        return {**arguments, "open": False}
+
+
+class _Check:
+    """What `check_on_checkout` does with a connection that a pool is about to hand out."""
+
+    def __init__(self) -> None:
+        # Weak: the pool holds its check.
+        self.pool: ref[Any] | None = None
+
+    def steps(self, conn: AnyConnection) -> Steps[None]:
+        pool = self.pool() if self.pool is not None else None
+        if pool is None:
+            return
+        try:
+            yield partial(pool.check_connection, conn)
+        except Exception:
+            # psycopg_pool tries one connection after the other, with growing delays: after a
+            # restart of the server that lasts longer than a borrower waits.
+            yield pool.check
+            raise
+
+
+# --- once ---
+
+
+class _Once:
+    """Does a thing once however many threads ask; those who come meanwhile share its outcome."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._lock = threading.Lock()
+        self._running: Future[bool] | None = None
+
+    def run(self, action: Callable[[], None]) -> None:
+        while not self.done:
+            with self._lock:
+                theirs = self._running
+                mine: Future[bool] = Future()
+                if theirs is None:
+                    self._running = mine
+            if theirs is None:
+                self._lead(action, mine)
+            elif theirs.result():
+                return
+
+    def _lead(self, action: Callable[[], None], outcome: Future[bool]) -> None:
+        try:
+            action()
+            self.done = True
+        except BaseException as error:
+            self._running = None
+            if isinstance(error, Exception):
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(False)  # An interrupt is for one thread; the others try again.
+            raise
+        self._running = None
+        outcome.set_result(True)
+
+
+class _AsyncOnce:
+    """`_Once` for the tasks of one loop."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._running: asyncio.Future[BaseException | None] | None = None
+
+    async def run(self, action: Callable[[], Any]) -> None:
+        while not self.done:
+            if self._running is None:
+                await self._lead(action)
+                continue
+            error = await asyncio.shield(self._running)
+            # A cancellation is for one task; the others try again.
+            if isinstance(error, Exception):
+                raise error
+
+    async def _lead(self, action: Callable[[], Any]) -> None:
+        # The error is the result: nobody may be there to retrieve an exception.
+        outcome = self._running = asyncio.get_running_loop().create_future()
+        error: BaseException | None = None
+        try:
+            await action()
+            self.done = True
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._running = None
+            outcome.set_result(error)
+            del error
+
+
+# --- sources of the sync types ---
+
+
+class DirectSource:
+    """A connection of its own for each borrower, closed when it comes back."""
+
+    pool = None
+    unopened = False
+    closed = False
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+        self._proof = _Once()
+
+    def open(self) -> None:
+        self._proof.run(lambda: drive(self._connector.prove()))
+
+    def getconn(self, timeout: float | None = None) -> Connection[Any]:
+        conn: Connection[Any] = drive(self._connector.connect(timeout))
+        return conn
+
+    def putconn(self, conn: Connection[Any]) -> None:
+        conn.close()
+
+    def close(self) -> None:
+        """Nothing to close: each connection is its borrower's."""
+
+
+class _Pool(ConnectionPool["Connection[Any]"]):
+    """psycopg_pool's, which a forked child leaves alone."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._owner = os.getpid()
+        super().__init__(**kwargs)
+
+    def __del__(self) -> None:
+        # The parent's threads do not exist in a child, nor does who released their locks.
+        if getattr(self, "_owner", None) != os.getpid():
+            return
+        # Collected in a worker of its own, it cannot wait for that thread.
+        with suppress(RuntimeError):
+            super().__del__()
+
+
+class PoolSource:
+    """A pool of connections."""
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+        self._opening = _Once()
+        self.unopened = True
+        self.closed = False
+        check = _Check()
+        self.pool = _Pool(
+            **connector.pool_arguments(
+                lambda conn: drive(connector.prepare(conn)),
+                lambda conn: drive(check.steps(conn)),
+            )
+        )
+        check.pool = ref(self.pool)
+        self.getconn = self.pool.getconn
+
+    def open(self) -> None:
+        self._opening.run(self._open)
+
+    def _open(self) -> None:
+        drive(self._connector.prove())
+        self.pool.open()
+        _open_pools.add(self.pool)
+        self.unopened = False
+        if self.closed:
+            self.close()
+            raise PoolClosed("the pool was closed while it was being opened")
+
+    def putconn(self, conn: Connection[Any]) -> None:
+        lost = conn.broken
+        self.pool.putconn(conn)
+        if lost and not self.pool.closed:
+            # What killed one has killed others: the next borrower must not get those.
+            self.pool.check()
+
+    def close(self) -> None:
+        self.closed = True
+        self.pool.close()
+
+
+# --- sources of the async types ---
+
+
+class AsyncDirectSource:
+    """`DirectSource` for coroutines."""
+
+    pool = None
+    unopened = False
+    closed = False
+
+    def __init__(self, connector: Connector, ended: Ended | None = None) -> None:  # noqa: ARG002
+        self._connector = connector
+        self._proof = _AsyncOnce()
+
+    async def open(self) -> None:
+        await self._proof.run(lambda: adrive(self._connector.prove()))
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]:
+        conn: AsyncConnection[Any] = await adrive(self._connector.connect(timeout))
+        return conn
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        await conn.close()
+
+    async def close(self) -> None:
+        """Nothing to close: each connection is its borrower's."""
+
+    def close_soon(self) -> None:
+        """Nothing to close either."""
+
+
+class AsyncPoolSource:
+    """A pool that belongs to the loop in which it is opened, and ends with it."""
+
+    def __init__(self, connector: Connector, ended: Ended | None = None) -> None:
+        self._connector = connector
+        self._opening = _AsyncOnce()
+        self._ended = ended
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: WeakSet[AsyncConnection[Any]] = WeakSet()
+        self.unopened = True
+        self.closed = False
+        check = _Check()
+        self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            **connector.pool_arguments(
+                partial(_configure, connector, self._connections),
+                lambda conn: adrive(check.steps(conn)),
+            )
+        )
+        check.pool = ref(self.pool)
+        self.getconn = self.pool.getconn
+
+    async def open(self) -> None:
+        await self._opening.run(self._open)
+
+    async def _open(self) -> None:
+        await adrive(self._connector.prove())
+        if self.closed:
+            raise PoolClosed("the pool was closed while it was being opened")
+        others = asyncio.all_tasks()
+        await self.pool.open()
+        loop = asyncio.get_running_loop()
+        self._keeper = loop.create_task(self._keep(), name=f"{self.pool.name}-keeper")
+        self._tasks = asyncio.all_tasks() - others
+        _kept.add(self)
+        self.unopened = False
+        # Cancelled before its first step, the keeper would not close anything.
+        await asyncio.sleep(0)
+
+    async def _keep(self) -> None:
+        """Live as long as the loop, then close the pool.
+
+        A worker of psycopg_pool swallows its cancellation while it is connecting, and
+        `asyncio.run()` would wait for it forever.
+        """
+        with suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        self.closed = True
+        # The cancellation of the pool's own tasks ends its `close()` before the connections.
+        await self.pool.drain()
+        with suppress(asyncio.CancelledError):
+            await self.pool.close()
+        _kept.discard(self)
+        if self._ended is not None:
+            self._ended(self)
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        lost = conn.broken
+        await self.pool.putconn(conn)
+        if lost and not self.pool.closed:
+            # What killed one has killed others: the next borrower must not get those.
+            await self.pool.check()
+
+    async def close(self) -> None:
+        self.closed = True
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if keeper.get_loop() is not asyncio.get_running_loop():
+            self.close_soon()
+            return
+        keeper.cancel()
+        await asyncio.wait([keeper])
+
+    def close_soon(self) -> None:
+        """Have the pool closed by its own loop; callable from any thread."""
+        self.closed = True
+        keeper = self._keeper
+        if keeper is None or keeper.done():
+            return
+        loop = keeper.get_loop()
+        if loop.is_closed():
+            self._bury(loop)
+            return
+        with suppress(RuntimeError):  # It may be closed by now.
+            loop.call_soon_threadsafe(keeper.cancel)
+
+    def close_at_exit(self) -> None:
+        """End what nobody will end any more: a loop that stands still now never runs again."""
+        if self._keeper is not None and not self._keeper.get_loop().is_running():
+            self._bury(self._keeper.get_loop())
+
+    def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End what a loop left behind that was closed without ending its tasks."""
+        _kept.discard(self)
+        for conn in list(self._connections):
+            conn.pgconn.finish()
+        for task in asyncio.all_tasks(loop):
+            coro: Any = task.get_coro()
+            # Before Python 3.12 the pool's scheduler waits in a task of its own.
+            if task in self._tasks or coro.__qualname__ == "Event.wait":
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with suppress(RuntimeError):  # Their clean-up wants the loop.
+                    coro.close()
+
+
+async def _configure(
+    connector: Connector, connections: WeakSet[Any], conn: AsyncConnection[Any]
+) -> None:
+    connections.add(conn)
+    await adrive(connector.prepare(conn))
+
+
+class _NoCancelledConnects(logging.Filter):
+    """Holds back psycopg_pool's warnings of connects that the end of the loop cancelled."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args if isinstance(record.args, tuple) else ()
+        return not any(isinstance(arg, asyncio.CancelledError) for arg in args)
+
+
+_pool_logger = logging.getLogger("psycopg.pool")
+_pool_logger.addFilter(_NoCancelledConnects())
+
+
+# --- the end of the process, and its children ---
+
+_open_pools: WeakSet[_Pool] = WeakSet()
+#: Async pools whose loop has not ended yet. Held: collected with their loop, tasks complain.
+_kept: set[AsyncPoolSource] = set()
+#: What a forked child inherited and must neither use nor close.
+_inherited: list[object] = []
+#: What must forget its parent's connections in a forked child.
+_forgetful: WeakSet[Any] = WeakSet()
+
+
+def leave_to_parent(thing: object) -> None:
+    """Keep an inherited object for good: its finalizer would speak on the parent's connection."""
+    _inherited.append(thing)
+
+
+class OwnContext:
+    """A context manager of a connection, which a forked child does not end in its parent's stead.
+
+    Its end sends statements: on the parent's connection they would be the parent's.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._owner = os.getpid()
+
+    def _is_inherited(self) -> bool:
+        if self._owner == os.getpid():
+            return False
+        leave_to_parent(self._context)
+        return True
+
+    def __enter__(self) -> Any:
+        return self._context.__enter__()
+
+    def __exit__(self, *raised: Any) -> Any:
+        return None if self._is_inherited() else self._context.__exit__(*raised)
+
+    async def __aenter__(self) -> Any:
+        return await self._context.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> Any:
+        return None if self._is_inherited() else await self._context.__aexit__(*raised)
+
+
+def forget_in_child(owner: Any) -> None:
+    """Have `owner.forget_parent()` called in each forked child."""
+    _forgetful.add(owner)
+
+
+def _after_fork_in_child() -> None:
+    global _open_pools
+    _open_pools = WeakSet()
+    _inherited.extend(_kept)
+    _kept.clear()
+    for owner in list(_forgetful):
+        owner.forget_parent()
+
+
+def _close_pools() -> None:
+    # Joining threads at a later stage of the shutdown fails, and psycopg_pool would say so.
+    _pool_logger.disabled = True
+    for pool in list(_open_pools):
+        pool.close(timeout=0.2)
+    for source in list(_kept):
+        source.close_at_exit()
+
+
+atexit.register(_close_pools)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,672 @@
+"""The four connection types: handles whose blocks borrow a connection and settle it at their end.
+
+`Handle` and `AsyncHandle` stand side by side and only act; which block an exit belongs to, how a
+block ends and what facts a server gives is decided in the pure code that both use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import warnings
+from asyncio import events
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary, ref
+
+from psycopg.rows import tuple_row
+from psycopg_pool import PoolClosed
+
+from . import sources
+from .blocks import Block, Blocks, TransactionAbortedError, settle
+from .config import ConnectionType
+from .connecting import (
+    AsyncDirectSource,
+    AsyncPoolSource,
+    Connector,
+    DirectSource,
+    OwnContext,
+    PoolSource,
+    Steps,
+    adrive,
+    drive,
+    forget_in_child,
+    leave_to_parent,
+)
+from .errors import HandleClosedError, PGMonkeyError, SandboxError
+from .secrets import redact_config
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from types import FrameType, TracebackType
+
+    from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+    from .config import ConnectionSpec
+    from .connecting import Hook
+    from .sources import AsyncSource, Source
+
+__all__ = ["AsyncHandle", "Handle", "ServerFacts", "TransactionAbortedError", "make_handle"]
+
+# --- facts ---
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server says of itself over a connection that works."""
+
+    server_version: str
+    database: str
+    user: str
+    #: The version of TLS, `None` without it.
+    tls: str | None
+    host: str
+    port: int
+    backend_pid: int
+    #: Seconds to get a connection and the answer.
+    elapsed: float
+
+
+_FACTS = """
+    SELECT pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1),
+        pg_catalog.current_database(), current_user, pg_catalog.pg_backend_pid(),
+        (SELECT version FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid())
+"""
+
+
+def _facts(conn: Any, start: float) -> Steps[ServerFacts]:
+    cursor = conn.cursor(row_factory=tuple_row)
+    yield partial(cursor.execute, _FACTS)
+    version, database, user, pid, tls = yield cursor.fetchone
+    info = conn.info
+    return ServerFacts(
+        server_version=version,
+        database=database,
+        user=user,
+        tls=tls,
+        host=info.host,
+        port=info.port,
+        backend_pid=pid,
+        elapsed=perf_counter() - start,
+    )
+
+
+# --- what both kinds of handle are ---
+
+
+class RedactedConfig(Mapping[str, Any]):
+    """A configuration to read from; what it prints shows no secret."""
+
+    def __init__(self, values: Mapping[str, Any], shown: Any = None) -> None:
+        self._values = values
+        self._shown = redact_config(values) if shown is None else shown
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        if not isinstance(value, Mapping):
+            return value
+        shown = self._shown.get(key) if isinstance(self._shown, Mapping) else self._shown
+        return RedactedConfig(value, shown)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._shown)
+
+
+class _Keeper(Protocol):
+    """The manager, as a handle sees it."""
+
+    def _evict(self, handle: Any) -> None: ...
+
+
+class _BaseHandle:
+    """What a handle is, whatever it does to get a connection."""
+
+    def __init__(
+        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    ) -> None:
+        self.spec = spec
+        self._connector = Connector(spec, hook)
+        self._blocks = Blocks()
+        self._lock = threading.Lock()
+        self._manager = ref(manager) if manager is not None else None
+        self._closed = False
+        self._successor: Any = None
+        forget_in_child(self)
+
+    @property
+    def connection_type(self) -> ConnectionType:
+        return self.spec.type
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration that the handle was made from; its repr is redacted."""
+        return RedactedConfig(self.spec.config)
+
+    def __repr__(self) -> str:
+        shown = dict(self.spec.conninfo)
+        parts = [
+            f"{key}={shown[key]!r}" for key in ("host", "port", "dbname", "user") if key in shown
+        ]
+        state = " (closed)" if self._closed else ""
+        return f"<{type(self).__name__} {' '.join([str(self.spec.type), *parts])}{state}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        blocks = getattr(self, "_blocks", None)
+        for place in blocks.places() if blocks is not None else ():
+            _warn(
+                f"{self!r} was deleted while the block entered at {place} was open",
+                ResourceWarning,
+                source=self,
+            )
+
+    def _forward(self) -> Any:
+        """Give the handle that took this one's place, if there is one."""
+        if self._successor is not None:
+            return self._successor
+        raise HandleClosedError(f"{self!r} was disconnected: get a new one from the manager")
+
+    def _evict(self) -> None:
+        manager = self._manager() if self._manager is not None else None
+        if manager is not None:
+            manager._evict(self)
+
+    def forget_parent(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks.forget_parent()
+
+
+# --- sync ---
+
+
+class Handle(_BaseHandle):
+    """A way to one database for sync code: `with handle as conn:`.
+
+    Any number of threads may have blocks open at the same time, each on a connection of its own.
+    """
+
+    def __init__(
+        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    ) -> None:
+        super().__init__(spec, hook, manager)
+        self._source: DirectSource | PoolSource | None = self._new_source()
+
+    def _new_source(self) -> DirectSource | PoolSource:
+        source: type[DirectSource | PoolSource] = _TABLE[self.spec.type][1]
+        return source(self._connector)
+
+    def __enter__(self) -> Connection[Any]:
+        source, conn = self._borrow(None)
+        self._blocks.enter(source, conn, sys._getframe(1), paired=True)
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end(self._blocks.leave(sys._getframe(1)), exc)
+
+    def connection(self, timeout: float | None = None) -> Lease:
+        """Borrow a connection for a block: `with handle.connection() as conn:`.
+
+        Unlike `with handle`, its end does not depend on where it comes about.
+        """
+        return Lease(self, timeout)
+
+    @contextmanager
+    def cursor(self, *args: Any, **kwargs: Any) -> Iterator[Cursor[Any]]:
+        """Open a cursor on the connection of the surrounding block, or on one of its own."""
+        block = self._blocks.visible()
+        if block is not None:
+            with OwnContext(block.conn.cursor(*args, **kwargs)) as cursor:
+                yield cursor
+        else:
+            with (
+                self.connection() as conn,
+                OwnContext(conn.cursor(*args, **kwargs)) as cursor,
+            ):
+                yield cursor
+
+    @contextmanager
+    def transaction(self, force_rollback: bool = False) -> Iterator[Connection[Any]]:
+        """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
+        block = self._blocks.visible()
+        if block is not None:
+            conn = block.conn
+            with OwnContext(conn.transaction(force_rollback=force_rollback)):
+                yield conn
+        else:
+            with (
+                self.connection() as conn,
+                OwnContext(conn.transaction(force_rollback=force_rollback)),
+            ):
+                yield conn
+
+    @property
+    def pool(self) -> ConnectionPool[Any] | None:
+        """The psycopg_pool pool; `None` for the type without one."""
+        if not self.spec.type.is_pool:
+            return None
+        lent = sources.lent_to(self)
+        if lent is not None:
+            return lent  # type: ignore[return-value]
+        source = self._source
+        if source is None:
+            return self._forward().pool  # type: ignore[no-any-return]
+        return source.pool
+
+    def test_connection(self) -> ServerFacts:
+        """Ask the server for facts about it; raises where it cannot be reached."""
+        start = perf_counter()
+        with self.connection() as conn:
+            return drive(_facts(conn, start))
+
+    def disconnect(self) -> None:
+        """Close for good; connections in use are closed at the end of their blocks."""
+        try:
+            lent = sources.lent_to(self)
+        except SandboxError:
+            return  # Outside of a test nothing is lent.
+        if lent is not None:
+            lent.close()
+            return
+        with self._lock:
+            source, self._source = self._source, None
+            self._closed = self._successor is None
+        if source is not None:
+            source.close()
+        if self._successor is not None:
+            self._successor.disconnect()
+        self._evict()
+
+    # --- for the manager ---
+
+    @property
+    def _gone(self) -> bool:
+        source = self._source
+        pool = source.pool if source is not None else None
+        return source is None or (pool is not None and pool.closed and not source.unopened)
+
+    def _open(self) -> None:
+        """Prove that the server answers, and open the pool."""
+        source = self._source
+        if source is not None:
+            source.open()
+
+    def _supersede(self, successor: Handle) -> None:
+        """Lead later blocks to another handle; those that are open end in peace."""
+        with self._lock:
+            source, self._source = self._source, None
+            self._successor = successor
+        if source is not None:
+            source.close()
+
+    # --- lending ---
+
+    def _borrow(self, timeout: float | None) -> tuple[Source, Connection[Any]]:
+        lent = sources.lent_to(self)
+        if lent is not None:
+            return lent, lent.getconn(timeout)
+        source = self._source
+        if source is None:
+            return self._forward()._borrow(timeout)  # type: ignore[no-any-return]
+        try:
+            if source.unopened:
+                source.open()
+            return source, source.getconn(timeout)
+        except PoolClosed:
+            if self._source is source:
+                raise
+        # A reload or a disconnect came between.
+        return self._borrow(timeout)
+
+    def _end(self, block: Block, error: BaseException | None) -> None:
+        source, conn = block.end()
+        if block.inherited:
+            leave_to_parent(conn)
+            return
+        try:
+            drive(settle(conn, error))
+        finally:
+            source.putconn(conn)
+
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        if self._source is not None:
+            leave_to_parent(self._source)
+            self._source = self._new_source()
+
+
+class Lease:
+    """A block that knows its own connection; made by `Handle.connection()`."""
+
+    _block: Block | None = None
+
+    def __init__(self, handle: Handle, timeout: float | None) -> None:
+        self._handle = handle
+        self._timeout = timeout
+
+    def __enter__(self) -> Connection[Any]:
+        _judge_free(self._block)
+        source, conn = self._handle._borrow(self._timeout)
+        self._block = self._handle._blocks.lease(source, conn, sys._getframe(1))
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._handle._end(_take_block(self), exc)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        _judge_lost(self, _warn)
+
+
+# --- async ---
+
+
+class AsyncHandle(_BaseHandle):
+    """A way to one database for coroutines: `async with handle as conn:`.
+
+    Any number of tasks may have blocks open at the same time, each on a connection of its own; in
+    each event loop it has a source of its own.
+    """
+
+    def __init__(
+        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    ) -> None:
+        super().__init__(spec, hook, manager)
+        self._sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource] = (
+            WeakKeyDictionary()
+        )
+
+    # `async with` calls these two in its own frame, which must be seen: hence no `async def`.
+
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection[Any]]:
+        return self._enter(sys._getframe(1))
+
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Coroutine[Any, Any, None]:
+        return self._exit(sys._getframe(1), exc)
+
+    async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
+        source, conn = await self._borrow(None)
+        self._blocks.enter(source, conn, frame, paired=True)
+        return conn
+
+    async def _exit(self, frame: FrameType, error: BaseException | None) -> None:
+        await self._end(self._blocks.leave(frame), error)
+
+    def connection(self, timeout: float | None = None) -> AsyncLease:
+        """Borrow a connection for a block: `async with handle.connection() as conn:`.
+
+        Unlike `async with handle`, its end does not depend on where it comes about.
+        """
+        return AsyncLease(self, timeout)
+
+    @asynccontextmanager
+    async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncCursor[Any]]:
+        """Open a cursor on the connection of the surrounding block, or on one of its own."""
+        block = self._blocks.visible()
+        if block is not None:
+            async with OwnContext(block.conn.cursor(*args, **kwargs)) as cursor:
+                yield cursor
+        else:
+            async with (
+                self.connection() as conn,
+                OwnContext(conn.cursor(*args, **kwargs)) as cursor,
+            ):
+                yield cursor
+
+    @asynccontextmanager
+    async def transaction(
+        self, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
+        block = self._blocks.visible()
+        if block is not None:
+            conn = block.conn
+            async with OwnContext(conn.transaction(force_rollback=force_rollback)):
+                yield conn
+        else:
+            async with (
+                self.connection() as conn,
+                OwnContext(conn.transaction(force_rollback=force_rollback)),
+            ):
+                yield conn
+
+    @property
+    def pool(self) -> AsyncConnectionPool[Any] | None:
+        """The psycopg_pool pool of the running loop; `None` for the type without one."""
+        if not self.spec.type.is_pool:
+            return None
+        lent = sources.lent_to_async(self)
+        if lent is not None:
+            return lent  # type: ignore[return-value]
+        if self._successor is not None or self._closed:
+            return self._forward().pool  # type: ignore[no-any-return]
+        loop = events._get_running_loop()
+        if loop is not None:
+            return self._source_in(loop).pool
+        pools = [source.pool for source in self._sources.values()]
+        return pools[0] if len(pools) == 1 else None
+
+    async def test_connection(self) -> ServerFacts:
+        """Ask the server for facts about it; raises where it cannot be reached."""
+        start = perf_counter()
+        async with self.connection() as conn:
+            return await adrive(_facts(conn, start))
+
+    async def disconnect(self) -> None:
+        """Close for good; connections in use are closed at the end of their blocks."""
+        try:
+            lent = sources.lent_to_async(self)
+        except SandboxError:
+            return  # Outside of a test nothing is lent.
+        if lent is not None:
+            await lent.close()
+            return
+        successor = self._successor
+        for source in self._retire():
+            await source.close()
+        if successor is not None:
+            await successor.disconnect()
+        self._evict()
+
+    # --- for the manager ---
+
+    @property
+    def _gone(self) -> bool:
+        return self._closed or self._successor is not None
+
+    async def _open(self) -> None:
+        """Prove that the server answers, and open the pool of this loop."""
+        if not self._gone:
+            await self._source_in(asyncio.get_running_loop()).open()
+
+    async def _supersede(self, successor: AsyncHandle) -> None:
+        """Lead later blocks to another handle; those that are open end in peace."""
+        for source in self._retire(successor):
+            await source.close()
+
+    def _close_soon(self) -> None:
+        """Close from sync code: each loop closes its own pool when it gets to it."""
+        if sources.interceptor is not None:
+            return
+        for source in self._retire():
+            source.close_soon()
+
+    def _retire(
+        self, successor: AsyncHandle | None = None
+    ) -> list[AsyncDirectSource | AsyncPoolSource]:
+        with self._lock:
+            self._successor = successor or self._successor
+            self._closed = self._successor is None
+            retired = list(self._sources.values())
+            self._sources.clear()
+        return retired
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        super().__del__(_warn)
+        for source in list(getattr(self, "_sources", {}).values()):
+            source.close_soon()
+
+    # --- lending ---
+
+    def _source_in(self, loop: AbstractEventLoop) -> AsyncDirectSource | AsyncPoolSource:
+        source = self._sources.get(loop)
+        if source is not None:
+            return source
+        with self._lock:
+            source = self._sources.get(loop)
+            if source is None:
+                self._drop_closed_loops()
+                source = self._sources[loop] = _TABLE[self.spec.type][1](
+                    self._connector, partial(_loop_ended, ref(self), ref(loop))
+                )
+        return source
+
+    def _drop_closed_loops(self) -> None:
+        # A pool holds its loop, which therefore never leaves the dictionary by itself.
+        for loop in [loop for loop in self._sources if loop.is_closed()]:
+            del self._sources[loop]
+
+    async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
+        lent = sources.lent_to_async(self)
+        if lent is not None:
+            return lent, await lent.getconn(timeout)
+        if self._gone:
+            return await self._forward()._borrow(timeout)  # type: ignore[no-any-return]
+        loop = asyncio.get_running_loop()
+        source = self._source_in(loop)
+        try:
+            if source.unopened:
+                await source.open()
+            return source, await source.getconn(timeout)
+        except PoolClosed:
+            if self._sources.get(loop) is source:
+                raise
+        # A reload or a disconnect came between.
+        return await self._borrow(timeout)
+
+    async def _end(self, block: Block, error: BaseException | None) -> None:
+        source, conn = block.end()
+        if block.inherited:
+            leave_to_parent(conn)
+            return
+        try:
+            await adrive(settle(conn, error))
+        finally:
+            await source.putconn(conn)
+
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        leave_to_parent(self._sources)
+        self._sources = WeakKeyDictionary()
+
+
+class AsyncLease:
+    """A block that knows its own connection; made by `AsyncHandle.connection()`."""
+
+    _block: Block | None = None
+
+    def __init__(self, handle: AsyncHandle, timeout: float | None) -> None:
+        self._handle = handle
+        self._timeout = timeout
+
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection[Any]]:
+        return self._enter(sys._getframe(1))
+
+    async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
+        _judge_free(self._block)
+        source, conn = await self._handle._borrow(self._timeout)
+        self._block = self._handle._blocks.lease(source, conn, frame)
+        return conn
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._handle._end(_take_block(self), exc)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        _judge_lost(self, _warn)
+
+
+# --- small decisions of both ---
+
+
+def _judge_free(block: Block | None) -> None:
+    if block is not None:
+        raise PGMonkeyError(
+            f"this connection() is open since {block.where}: "
+            "call handle.connection() for each block"
+        )
+
+
+def _take_block(lease: Lease | AsyncLease) -> Block:
+    block, lease._block = lease._block, None
+    if block is None:
+        raise PGMonkeyError("this connection() was not entered, or was left already")
+    lease._handle._blocks.remove(block)
+    return block
+
+
+def _judge_lost(lease: Lease | AsyncLease, warn: Any) -> None:
+    block = lease._block
+    if block is None or block.inherited:
+        return
+    lease._handle._blocks.remove(block)
+    warn(
+        f"a connection of {lease._handle!r}, taken at {block.where}, was never given back",
+        ResourceWarning,
+        source=lease,
+    )
+
+
+def _loop_ended(
+    handle_ref: ref[AsyncHandle], loop_ref: ref[AbstractEventLoop], source: AsyncPoolSource
+) -> None:
+    """Forget the pool of a loop that is about to end."""
+    handle, loop = handle_ref(), loop_ref()
+    if handle is not None and loop is not None and handle._sources.get(loop) is source:
+        del handle._sources[loop]
+
+
+# --- the table ---
+
+_TABLE: dict[ConnectionType, tuple[type[Any], type[Any]]] = {
+    ConnectionType.NORMAL: (Handle, DirectSource),
+    ConnectionType.POOL: (Handle, PoolSource),
+    ConnectionType.ASYNC: (AsyncHandle, AsyncDirectSource),
+    ConnectionType.ASYNC_POOL: (AsyncHandle, AsyncPoolSource),
+}
+
+
+def make_handle(
+    spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+) -> Handle | AsyncHandle:
+    """Make the handle of a configuration's type; nothing is connected yet."""
+    handle: Handle | AsyncHandle = _TABLE[spec.type][0](spec, hook, manager)
+    return handle

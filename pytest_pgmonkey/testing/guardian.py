@@ -1,0 +1,269 @@
+"""A small process that runs one PostgreSQL server and ends it, whatever becomes of pytest.
+
+It is run as a script by `embedded.py`, isolated, on the standard library alone. It makes the
+server's directories, starts the server's programs as its own children, and when the pipe from
+pytest closes or pytest is gone it stops the server and removes the directories. So a normal end
+and a SIGKILL of pytest take the same path.
+
+Requests are JSON arrays, one a line: `["run", program, ...]`, `["start", program, ...]`,
+`["halt", signal]`. Each gets one JSON value as its answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+# pathlib would make this process start 10 ms later
+# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH115, PTH123
+
+POLL = 0.005
+PARENT_POLL = 0.25
+START_LIMIT = 60.0
+STOP_LIMIT = 5.0
+REMOVE_LIMIT = 10.0
+LOG = "server.log"
+DATA = "data"
+
+
+def read_lock_file(data: str) -> list[str]:
+    """Give the lines of postmaster.pid, none where no server has this data directory."""
+    try:
+        with open(f"{data}/postmaster.pid", encoding="utf-8") as file:
+            return file.read().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def is_ready(lines: list[str]) -> bool:
+    """Tell whether a server that wrote these lines accepts connections."""
+    return len(lines) >= 8 and lines[7].strip() == "ready"
+
+
+def segment_of(lines: list[str]) -> int | None:
+    """Find the System V shared memory segment of the server that wrote these lines."""
+    fields = lines[6].split() if len(lines) >= 7 else []
+    return int(fields[1]) if len(fields) == 2 and fields[1].isdigit() else None
+
+
+def remove_segment(segment: int) -> None:
+    """Remove a shared memory segment that a killed server could not remove."""
+    import ctypes  # only where a server was killed: the import costs milliseconds
+
+    ipc_rmid = 0
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).shmctl(segment, ipc_rmid, None)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory; a process that is just ending may still write into it."""
+    deadline = time.monotonic() + REMOVE_LIMIT
+    while os.path.lexists(path):
+        _remove_entries(path)
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL)
+
+
+def _remove_entries(path: str) -> None:
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_entries(entry.path)
+                    os.rmdir(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def end_orphan(data: str) -> None:
+    """End the server of a data directory that is no child of this process, with its segment."""
+    lines = read_lock_file(data)
+    pid = abs(int(lines[0])) if lines and lines[0].lstrip("-").isdigit() else 0
+    if pid and works_in(pid, data):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM if os.name == "nt" else signal.SIGQUIT)
+            deadline = time.monotonic() + STOP_LIMIT
+            while read_lock_file(data) and time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(POLL)
+            if read_lock_file(data):
+                os.kill(pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+    segment = segment_of(read_lock_file(data))
+    if segment is not None:
+        remove_segment(segment)
+
+
+def works_in(pid: int, data: str) -> bool:
+    """Tell whether a process is the server of a data directory, not one that got its old number."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == os.path.realpath(data)
+    except OSError:
+        return not os.path.exists("/proc/self/cwd")
+
+
+class Guardian:
+    """The server of one run: its directories and the program that is running now."""
+
+    def __init__(self, parent: int, uid: int, directories: list[str]) -> None:
+        self.parent = parent
+        self.uid = uid
+        self.directories = directories
+        self.home = directories[0]
+        self.data = f"{self.home}/{DATA}"
+        self.child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def make_directories(self) -> None:
+        for path in self.directories:
+            os.mkdir(path, 0o700)
+            if self.uid >= 0:
+                os.chown(path, self.uid, self.uid)
+
+    def serve(self) -> None:
+        """Answer requests until pytest closes the pipe."""
+        for line in sys.stdin:
+            verb, *arguments = json.loads(line)
+            try:
+                result = getattr(self, f"do_{verb}")(*arguments)
+            except OSError as error:
+                answer({"error": str(error)})
+            else:
+                answer({"result": result})
+
+    def do_run(self, *argv: str) -> int:
+        """Run a program to its end and give its exit code."""
+        return self._spawn(argv).wait()
+
+    def do_start(self, *argv: str) -> int | None:
+        """Start the server; give its pid once it accepts connections, `None` where it fails to."""
+        child = self._spawn(argv)
+        deadline = time.monotonic() + START_LIMIT
+        while child.poll() is None and time.monotonic() < deadline:
+            lines = read_lock_file(self.data)
+            if is_ready(lines) and lines[0] == str(child.pid):
+                return child.pid
+            time.sleep(POLL)
+        self._end_child(signal.SIGTERM)
+        return None
+
+    def do_halt(self, signal_name: str) -> None:
+        """Stop the server and keep its directories."""
+        self._end_child(getattr(signal, signal_name))
+
+    def watch_parent(self) -> None:
+        """End everything once pytest is gone, also where a fork of pytest holds the pipe open."""
+        while os.getppid() == self.parent:
+            time.sleep(PARENT_POLL)
+        self.end()
+        os._exit(0)
+
+    def end(self) -> None:
+        """Stop the server and remove its directories; once, whichever thread asks first."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._end_child(signal.SIGTERM if os.name == "nt" else signal.SIGQUIT)
+            for path in reversed(self.directories):
+                remove_tree(path)
+
+    def _spawn(self, argv: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        identity: dict[str, Any] = {}
+        if self.uid >= 0:
+            identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
+        with self._lock, open(f"{self.home}/{LOG}", "ab") as log:
+            if self._ended:
+                raise OSError("the server is being removed")
+            self.child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                start_new_session=True,
+                **identity,
+            )
+            return self.child
+
+    def _end_child(self, number: int) -> None:
+        child, self.child = self.child, None
+        if child is None:
+            return
+        if child.poll() is None:
+            child.send_signal(number)
+        deadline = time.monotonic() + STOP_LIMIT
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL)
+        if child.poll() is None:
+            _kill_group(child)
+        segment = segment_of(read_lock_file(self.data))
+        if segment is not None:  # it was killed, by us or by somebody else
+            remove_segment(segment)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill a program that does not end, and what it started: initdb runs servers of its own."""
+    with contextlib.suppress(OSError):
+        if os.name == "nt":
+            child.kill()
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def answer(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def main(parent: str, uid: str, *directories: str) -> None:
+    guardian = Guardian(int(parent), int(uid), list(directories))
+    set_signals(lambda *_: sys.exit(0))
+    try:
+        if os.name != "nt":
+            if os.getppid() != guardian.parent:
+                return
+            threading.Thread(target=guardian.watch_parent, daemon=True).start()
+        try:
+            guardian.make_directories()
+        except OSError as error:
+            answer({"error": str(error)})
+            return
+        answer({"result": None})
+        guardian.serve()
+    except BrokenPipeError:
+        pass  # pytest is gone: nobody reads answers any more
+    finally:
+        set_signals(signal.SIG_IGN)
+        guardian.end()
+        detach_output()
+
+
+def set_signals(handler: Any) -> None:
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+def detach_output() -> None:
+    """Let the interpreter's last flush of stdout go nowhere, as its reader may be gone."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,314 @@
+"""One test process: its server, its prepared database, and the tests that run in it one by one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import yaml
+from psycopg.conninfo import make_conninfo
+
+from ..config import connection_spec, load_config
+from ..connecting import AsyncDirectSource, Connector, DirectSource
+from ..errors import PGMonkeyError
+from ..handles import make_handle
+from ..manager import PGConnectionManager
+from .interception import Phase
+from .sandbox import Sandbox
+from .schema import load_schema, resolve_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ..config import ConnectionSpec
+    from ..handles import AsyncHandle, Handle
+    from .interception import Interception
+    from .options import Options
+    from .servers import Server
+
+__all__ = ["Database", "Kit", "KitError", "start_server"]
+
+
+class KitError(PGMonkeyError):
+    """The kit cannot give a test what it asks for; the message says what to do."""
+
+
+def start_server(options: Options) -> Server:
+    """Start or find the server that the options name; raises PGMonkeyError."""
+    if options.config is not None:
+        from .configured import ConfiguredServer
+
+        config = load_config(
+            options.config,
+            resolve_env=options.resolve_env,
+            allow_sensitive_defaults=options.allow_sensitive_defaults,
+        )
+        spec = connection_spec(config, "normal", origin=str(options.config))
+        return ConfiguredServer(spec, config, str(options.config))
+    if options.source == "container":
+        raise KitError("source=container is not available in this version; use embedded or config")
+    from .binaries import find_binaries
+    from .embedded import EmbeddedServer
+
+    return EmbeddedServer.start(find_binaries(options.bindir))
+
+
+class _Preparation:
+    """Leads handles to the database being prepared, in real transactions."""
+
+    def __init__(self, kit: Kit, conninfo: dict[str, str]) -> None:
+        self._kit = kit
+        self._conninfo = conninfo
+
+    def _connector(self, handle: Any) -> Connector:
+        spec = self._kit.spec(str(handle.spec.type), self._conninfo)
+        return Connector(spec, handle._connector.hook)
+
+    def source(self, handle: Handle) -> DirectSource:
+        return DirectSource(self._connector(handle))
+
+    def async_source(self, handle: AsyncHandle) -> AsyncDirectSource:
+        return AsyncDirectSource(self._connector(handle))
+
+
+class Database:
+    """The prepared database of this process; the value of the fixture `pgmonkey_database`."""
+
+    def __init__(self, kit: Kit, name: str, *, existing: bool) -> None:
+        self._kit = kit
+        self.name: Final = name
+        self._existing = existing
+        self._config_path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name!r} on {self._kit.server.description}>"
+
+    @property
+    def dsn(self) -> str:
+        """What libpq connects with: `host=… dbname=…`."""
+        return make_conninfo(**self._kit.server.conninfo(self.name))
+
+    @property
+    def url(self) -> str:
+        """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
+        return _url(self._kit.server.conninfo(self.name))
+
+    @property
+    def config_path(self) -> Path:
+        """A YAML file that leads a subprocess to this database; it is removed with the run."""
+        if self._config_path is None:
+            config = self._kit.server.config(self.name)
+            handle, path = tempfile.mkstemp(prefix="pgmonkey_", suffix=".yaml")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                yaml.safe_dump(config, file)
+            self._config_path = Path(path)
+        return self._config_path
+
+    @contextmanager
+    def unblock(self) -> Iterator[None]:
+        """Let handles write to this database for a block, for data that every test shall see.
+
+        Raises KitError in an existing database, in which nothing is ever committed.
+        """
+        if self._existing:
+            raise KitError(
+                f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
+                "it. Use scratch databases (--pgmonkey-database=scratch)"
+            )
+        with self._kit.preparing(self.name):
+            yield
+
+    def remove_files(self) -> None:
+        """Remove the file of `config_path`."""
+        if self._config_path is not None:
+            self._config_path.unlink(missing_ok=True)
+            self._config_path = None
+
+
+def _url(conninfo: dict[str, str]) -> str:
+    from urllib.parse import quote, urlencode
+
+    rest = dict(conninfo)
+    user, password = rest.pop("user", ""), rest.pop("password", None)
+    host, port, dbname = rest.pop("host", ""), rest.pop("port", ""), rest.pop("dbname", "")
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    address = host
+    if host.startswith("/") or "," in host or not host:
+        # A socket's directory cannot stand where a host name does.
+        rest = {"host": host, **({"port": port} if port else {}), **rest}
+        address = port = ""
+    elif ":" in host:
+        address = f"[{host}]"
+    address += f":{port}" if port else ""
+    query = f"?{urlencode({k: v for k, v in rest.items() if v}, quote_via=quote)}" if rest else ""
+    at = "@" if login else ""
+    return f"postgresql://{login}{at}{address}/{quote(dbname, safe='')}{query}"
+
+
+class Kit:
+    """What the fixtures of one process share; made at their first use."""
+
+    def __init__(self, options: Options, interception: Interception) -> None:
+        self.options = options
+        self.interception = interception
+        self._server: Server | None = None
+        self._sandbox: Sandbox | None = None
+        self._database: Database | None = None
+        self._steps: list[Path | Callable[[Any], Any]] = []
+        self._specs: dict[str, ConnectionSpec] = {}
+        self._written = False
+        self._depth = 0
+        self._pid = os.getpid()
+
+    # Server and database
+
+    @property
+    def server(self) -> Server:
+        """The server, started at its first use."""
+        if self._server is None:
+            self._server = start_server(self.options)
+        return self._server
+
+    def prepare(self, steps: Iterable[Any]) -> Database:
+        """Make the database of this process and load the schema into it."""
+        self._steps = resolve_steps(steps, self.options.rootdir)
+        scratch = self._wants_scratch()
+        name = self._create() if scratch else self.server.database  # type: ignore[attr-defined]
+        self._database = Database(self, name, existing=not scratch)
+        conninfo = self.server.conninfo(name)
+        self._sandbox = Sandbox(conninfo, self.options.wait_timeout)
+        self._specs = {
+            name: self.spec(name, conninfo) for name in ("normal", "pool", "async", "async_pool")
+        }
+        self.interception.sandbox = self._sandbox
+        return self._database
+
+    def _wants_scratch(self) -> bool:
+        options = self.options
+        if options.config is None:
+            return True
+        wanted = bool(self._steps or options.extensions)
+        if options.database == "existing" and wanted:
+            raise KitError(
+                "--pgmonkey-database is existing: nothing is ever committed in it, so schema and "
+                "extensions cannot be loaded; use scratch databases"
+            )
+        return options.database == "scratch" or wanted
+
+    def _create(self) -> str:
+        server = self.server
+        name = server.create_database("tests") or "tests"  # type: ignore[attr-defined]
+        self._create_extensions(name)
+        with self.preparing(name):
+            load_schema(self._steps, lambda: _connect(server.conninfo(name)))
+        self._written = False
+        return str(name)
+
+    def _create_extensions(self, name: str) -> None:
+        if self.options.extensions:
+            from .extensions import create_extensions
+
+            with _connect(self.server.admin_conninfo(name)) as conn:
+                create_extensions(conn, self.options.extensions, self.server)
+
+    def spec(self, connection_type: str, conninfo: dict[str, str]) -> ConnectionSpec:
+        """Give the configuration of a type for a database of the server."""
+        return connection_spec(self.server.config(conninfo["dbname"]), connection_type)
+
+    @contextmanager
+    def preparing(self, name: str) -> Iterator[None]:
+        """Lead handles to a database for real, for a block."""
+        interception = self.interception
+        before = interception.phase, interception.preparing
+        self._written = True
+        interception.preparing = _Preparation(self, self.server.conninfo(name))
+        interception.phase = Phase.PREPARING
+        try:
+            yield
+        finally:
+            interception.phase, interception.preparing = before
+
+    # Tests
+
+    @property
+    def database(self) -> Database:
+        """The prepared database."""
+        assert self._database is not None  # fixtures ask for the database first
+        return self._database
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The rolled-back transaction of the running test."""
+        assert self._sandbox is not None  # fixtures ask for the database first
+        return self._sandbox
+
+    def begin(self) -> None:
+        """Begin a test; fixtures may do so several times, the first one counts."""
+        self._depth += 1
+        self.interception.phase = Phase.TEST
+
+    def end(self) -> tuple[list[str], list[str]]:
+        """End a test: undo it, and give its failures and what else its report should tell."""
+        self._depth -= 1
+        if self._depth:
+            return [], []
+        self.interception.phase = Phase.OUTSIDE
+        sandbox = self.sandbox
+        refusals = sandbox.take_refusals()
+        failures = sandbox.reset()
+        if sandbox.spoiled:
+            self._rebuild()
+        return failures, refusals
+
+    def _rebuild(self) -> None:
+        """Make the database anew after something was committed in it."""
+        assert self._database is not None
+        name = self._database.name
+        self.sandbox.close()
+        self.sandbox.spoiled = False
+        if self._database._existing or self._written:
+            raise KitError(
+                f"a test has committed to the database {name!r}, which cannot be made again as it "
+                "was; the run stops"
+            )
+        self.server.drop_database(name)  # type: ignore[attr-defined]
+        fresh = self._create()
+        if fresh != name:
+            raise KitError(f"the database {name!r} could not be made again; the run stops")
+
+    def handle(self, connection_type: str) -> Any:
+        """Give a handle of a type that leads to the test's transaction."""
+        return make_handle(self._specs[connection_type], None, self.own_manager)
+
+    @property
+    def own_manager(self) -> PGConnectionManager:
+        """The manager to which the kit's own handles belong."""
+        if not hasattr(self, "_manager"):
+            self._manager = self.manager()
+        return self._manager
+
+    def manager(self) -> PGConnectionManager:
+        """Give a new manager, whose handles all lead to the test's transaction."""
+        manager = PGConnectionManager()
+        self.interception.own.add(manager)
+        return manager
+
+    def close(self) -> None:
+        """End everything that the process has started."""
+        if os.getpid() != self._pid:
+            return
+        if self._sandbox is not None:
+            self._sandbox.close()
+        if self._database is not None:
+            self._database.remove_files()
+        if self._server is not None:
+            self._server.stop()
+        self._sandbox = self._database = self._server = None
+
+
+def _connect(conninfo: dict[str, str]) -> psycopg.Connection[Any]:
+    return psycopg.Connection.connect(**conninfo)  # type: ignore[arg-type]

@@ -1,0 +1,280 @@
+"""The options of the plugin: one table, and what command line, environment and ini file say of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import PGMonkeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
+
+TYPES: Final = ("normal", "pool", "async", "async_pool")
+ISOLATIONS: Final = ("rollback", "clone")
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO: Final = frozenset({"0", "false", "no", "off", ""})
+
+
+class OptionError(PGMonkeyError):
+    """An option is wrong, or contradicts another; pytest shows it as a usage error."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`."""
+
+    name: str
+    default: Any
+    help: str
+    kind: str = "string"
+    """`string`, `path`, `flag`, `choice`, `names`, `lines` or `seconds`."""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return f"--pgmonkey-{self.name}"
+
+    @property
+    def ini(self) -> str:
+        return "pgmonkey_" + self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return self.ini.upper()
+
+    @property
+    def ini_type(self) -> str:
+        return "linelist" if self.kind == "lines" else "string"
+
+
+OPTIONS: Final = (
+    Option("config", None, "YAML file of the server to test on", "path"),
+    Option("resolve-env", False, "resolve ${VAR}, from_env and from_file in that file", "flag"),
+    Option(
+        "allow-sensitive-defaults",
+        False,
+        "allow ${VAR:-default} for passwords and the like",
+        "flag",
+    ),
+    Option(
+        "intercept",
+        "auto",
+        "lead the application's own handles to the test's database",
+        "choice",
+        ("auto", "true", "false"),
+    ),
+    Option(
+        "wait-timeout",
+        5.0,
+        "seconds that a connection waits for another one's transaction",
+        "seconds",
+    ),
+    Option("extensions", (), "extensions created before the schema", "names"),
+    Option("map", (), "DBNAME = primary: another database name for the test's database", "lines"),
+    Option(
+        "source",
+        "auto",
+        "where the server comes from",
+        "choice",
+        ("auto", "config", "embedded", "container"),
+    ),
+    Option("image", None, "container image of the server"),
+    Option("bindir", None, "directory of PostgreSQL server programs", "path"),
+    Option(
+        "schema",
+        (),
+        "SQL file, directory of SQL files, or module:function; may be given several times",
+        "lines",
+    ),
+    Option(
+        "database",
+        "auto",
+        "with a config: use the database it names, or scratch databases on its server",
+        "choice",
+        ("auto", "existing", "scratch"),
+    ),
+    Option("isolation", "rollback", "how tests are isolated", "choice", ISOLATIONS),
+    Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
+    Option(
+        "keep",
+        "never",
+        "keep the database of a failed test",
+        "choice",
+        ("never", "failed"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the options come to; `given` are the names that somebody set, and how."""
+
+    config: Path | None
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+    intercept: str
+    wait_timeout: float
+    extensions: tuple[str, ...]
+    map: Mapping[str, str]
+    source: str
+    image: str | None
+    bindir: Path | None
+    schema: tuple[str, ...]
+    database: str
+    isolation: str
+    types: tuple[str, ...]
+    keep: str
+    rootdir: Path
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+def resolve(
+    on_command_line: Callable[[Option], Any],
+    in_ini: Callable[[Option], Any],
+    environ: Mapping[str, str],
+    *,
+    rootdir: Path,
+    called_from: Path,
+) -> Options:
+    """Decide every option: the command line beats the environment, which beats the ini file.
+
+    Paths of the ini file start at `rootdir`, others where pytest was called. Raises OptionError.
+    """
+    values: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for option in OPTIONS:
+        raw, origin, base = _find(option, on_command_line, in_ini, environ, rootdir, called_from)
+        if raw is None:
+            values[option.ini.removeprefix("pgmonkey_")] = option.default
+            continue
+        given[option.name] = origin
+        values[option.ini.removeprefix("pgmonkey_")] = _convert(option, raw, origin, base)
+    values["map"] = _mapping(values["map"], given.get("map", ""))
+    values["types"] = judge_types(values["types"], given.get("types", ""))
+    options = Options(**values, rootdir=rootdir, given=given)
+    _contradictions(options)
+    return options
+
+
+def _find(
+    option: Option,
+    on_command_line: Callable[[Option], Any],
+    in_ini: Callable[[Option], Any],
+    environ: Mapping[str, str],
+    rootdir: Path,
+    called_from: Path,
+) -> tuple[Any, str, Path]:
+    raw = on_command_line(option)
+    if raw:
+        return raw, option.flag, called_from
+    raw = environ.get(option.variable)
+    if raw:
+        return ([raw] if option.kind == "lines" else raw), option.variable, called_from
+    raw = in_ini(option)
+    return (raw or None), option.ini, rootdir
+
+
+def _convert(option: Option, raw: Any, origin: str, base: Path) -> Any:
+    if option.kind == "path":
+        return base / Path(raw).expanduser()
+    if option.kind == "flag":
+        return _boolean(raw, origin)
+    if option.kind == "seconds":
+        return _seconds(raw, origin)
+    if option.kind == "choice":
+        return _choice(option, str(raw), origin)
+    if option.kind == "names":
+        return tuple(part for part in str(raw).replace(",", " ").split() if part)
+    if option.kind == "lines":
+        lines = tuple(line.strip() for line in raw if line.strip())
+        return tuple(_anchored(line, base) for line in lines) if option.name == "schema" else lines
+    return str(raw)
+
+
+def _anchored(step: str, base: Path) -> str:
+    """Make the path of a schema step absolute; `module:function` stays as it is."""
+    return step if is_function(step) else str(base / Path(step).expanduser())
+
+
+def is_function(step: str) -> bool:
+    """Whether a schema step names a function: `package.module:function`."""
+    module, colon, name = step.partition(":")
+    return bool(colon) and name.isidentifier() and module.replace(".", "_").isidentifier()
+
+
+def _boolean(raw: Any, origin: str) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).strip().lower()
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise OptionError(f"{origin}: {raw!r} is neither true nor false")
+
+
+def _seconds(raw: Any, origin: str) -> float:
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise OptionError(f"{origin}: {raw!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _choice(option: Option, word: str, origin: str) -> str:
+    if word in option.choices:
+        return word
+    raise OptionError(f"{origin}: {word!r} is not one of {', '.join(option.choices)}")
+
+
+def _mapping(lines: Iterable[str], origin: str) -> dict[str, str]:
+    mapping = {}
+    for line in lines:
+        name, equals, target = (part.strip() for part in line.partition("="))
+        if not equals or not name or target != "primary":
+            raise OptionError(f"{origin}: {line!r} must read DBNAME = primary")
+        mapping[name] = target
+    return mapping
+
+
+def judge_types(names: tuple[str, ...], origin: str) -> tuple[str, ...]:
+    """Check connection type names, among which `native` and `all` stand alone."""
+    allowed = (*TYPES, "native", "all")
+    for name in names:
+        if name not in allowed:
+            raise OptionError(f"{origin}: {name!r} is not one of {', '.join(allowed)}")
+    if len(names) > 1 and not set(names) <= set(TYPES):
+        raise OptionError(f"{origin}: 'native' and 'all' cannot be combined with other types")
+    return names
+
+
+def _contradictions(options: Options) -> None:
+    given = options.given
+    if options.config is not None and options.source in ("embedded", "container"):
+        raise OptionError(
+            f"{given['config']} names a server, and {given['source']} says {options.source}: "
+            "give one of them"
+        )
+    if options.source == "config" and options.config is None:
+        raise OptionError(f"{given['source']} is config: name the file with --pgmonkey-config")
+    if options.bindir is not None and (options.config or options.source == "container"):
+        raise OptionError(f"{given['bindir']} is for an embedded server, and there is none here")
+    if options.image is not None and (options.config or options.source == "embedded"):
+        raise OptionError(f"{given['image']} is for a container, and there is none here")
+    if options.database != "auto" and options.config is None:
+        raise OptionError(f"{given['database']} is for a server that --pgmonkey-config names")
+    if options.database == "existing" and (options.schema or options.extensions):
+        raise OptionError(
+            f"{given['database']} is existing: nothing is ever committed in it, so "
+            "schema and extensions cannot be loaded; use scratch databases"
+        )
+
+
+def environment() -> Mapping[str, str]:
+    """Give the process's environment; the only place that reads it for options."""
+    return os.environ

@@ -1,0 +1,318 @@
+"""The pytest plugin: options, marker, report header, and which tests get a database.
+
+Every pytest run of every project that has the package installed imports this module: nothing
+heavy may be imported here before a test asks for a database.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from .. import sources
+from ..errors import PGMonkeyError
+from .interception import Interception, Phase
+from .options import OPTIONS, TYPES, Option, OptionError, Options, environment, judge_types, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .kit import Kit
+
+pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
+
+_OPTIONS: Final = pytest.StashKey[Options]()
+_INTERCEPTION: Final = pytest.StashKey[Interception]()
+_KIT: Final = pytest.StashKey["Kit"]()
+_MARKER: Final = "pgmonkey"
+_PREFIX: Final = "pgmonkey"
+_TEST_FIXTURE: Final = "_pgmonkey_test"
+_NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
+
+
+# Options
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pgmonkey", "PostgreSQL databases for tests (pytest-pgmonkey)")
+    for option in OPTIONS:
+        _add_option(group, option)
+        parser.addini(option.ini, option.help, type=option.ini_type, default=None)  # type: ignore[arg-type]
+
+
+def _add_option(group: Any, option: Option) -> None:
+    dest = option.ini + "_option"
+    if option.kind == "flag":
+        group.addoption(option.flag, dest=dest, action="store_true", default=None, help=option.help)
+    elif option.kind == "lines":
+        group.addoption(
+            option.flag, dest=dest, action="append", default=None, help=option.help, metavar="X"
+        )
+    else:
+        group.addoption(option.flag, dest=dest, default=None, help=_help(option), metavar="X")
+
+
+def _help(option: Option) -> str:
+    choices = f": {', '.join(option.choices)}" if option.choices else ""
+    default = f" (default: {option.default})" if option.default else ""
+    return f"{option.help}{choices}{default}".replace("%", "%%")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "pgmonkey(isolation='rollback', types='native'): give the test a PostgreSQL database "
+        "that is rolled back, without naming a fixture, or with other settings than the run's.",
+    )
+    try:
+        options = resolve(
+            lambda option: config.getoption(option.ini + "_option"),
+            lambda option: config.getini(option.ini),
+            environment(),
+            rootdir=config.rootpath,
+            called_from=config.invocation_params.dir,
+        )
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
+    if options.isolation == "clone":
+        raise pytest.UsageError(f"{options.given['isolation']}: {_NOT_YET}")
+    config.stash[_OPTIONS] = options
+    interception = Interception(options.map, everything=options.intercept != "false")
+    interception.used = lambda: _mentions_kit(config)
+    config.stash[_INTERCEPTION] = interception
+    sources.interceptor = interception
+
+
+_NOT_YET: Final = "isolation 'clone' is not available in this version; use 'rollback'"
+
+
+def _mentions_kit(config: pytest.Config) -> bool:
+    """Whether the tests being collected will use the kit, as far as their text tells.
+
+    Asked only when application code enters a handle while it is imported.
+    """
+    if config.stash[_OPTIONS].given or config.stash[_OPTIONS].intercept == "true":
+        return True
+    for argument in config.args or [str(config.rootpath)]:
+        path = Path(argument.split("::", 1)[0])
+        files = path.rglob("*.py") if path.is_dir() else [path, *path.parent.glob("conftest.py")]
+        if any(_mentions(file) for file in files):
+            return True
+    return False
+
+
+def _mentions(file: Path) -> bool:
+    if not (file.name.startswith("test_") or file.name.endswith(("_test.py", "conftest.py"))):
+        return False
+    try:
+        return re.search(r"\bpgmonkey(_\w+)?\b(?!\.yaml)", file.read_text("utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+# Which tests use the kit
+
+
+def uses_kit(item: pytest.Item) -> bool:
+    """Whether a test asks for a database, by fixture or marker."""
+    names = getattr(item, "fixturenames", ())
+    return any(name.startswith(_PREFIX) for name in names) or (
+        item.get_closest_marker(_MARKER) is not None
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    used = False
+    for item in items:
+        if uses_kit(item):
+            used = True
+            _prepare_item(item)
+    interception = config.stash[_INTERCEPTION]
+    interception.phase = Phase.OUTSIDE
+    options = config.stash[_OPTIONS]
+    if options.intercept == "auto" and not used and not options.given:
+        sources.interceptor = None
+
+
+def _prepare_item(item: pytest.Item) -> None:
+    backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("anyio_backend", ""))
+    if "trio" in backend:
+        item.add_marker(
+            pytest.mark.skip(reason="psycopg's async connections are asyncio's, not trio's")
+        )
+    names = getattr(item, "fixturenames", None)
+    if names is not None:
+        _put_first(item, names)
+
+
+def _put_first(item: pytest.Item, names: list[str]) -> None:
+    """Begin the test before any other fixture of function scope, so that it ends after them."""
+    if _TEST_FIXTURE in names:
+        names.remove(_TEST_FIXTURE)
+    definitions = getattr(item, "_fixtureinfo", None)
+    known = definitions.name2fixturedefs if definitions is not None else {}
+    position = len(names)
+    for index, name in enumerate(names):
+        found = known.get(name)
+        if found and found[-1].scope == "function":
+            position = index
+            break
+    if item.get_closest_marker(_MARKER) is not None:
+        names.insert(position, _TEST_FIXTURE)
+
+
+# pgmonkey_connection
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = "pgmonkey_connection"
+    if name not in metafunc.fixturenames or _is_parametrized(metafunc, name):
+        return
+    types = _types_of(metafunc)
+    is_async = _is_async(metafunc.function)
+    if types == ("native",):
+        types = _NATIVE[is_async]
+    elif types == ("all",):
+        types = TYPES
+    metafunc.parametrize(name, types, indirect=True, ids=types)
+
+
+def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
+    return any(
+        name in re.split(r"\s*,\s*", mark.args[0])
+        if isinstance(mark.args[0], str)
+        else name in mark.args[0]
+        for mark in metafunc.definition.iter_markers("parametrize")
+        if mark.args
+    )
+
+
+def _types_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
+    types: tuple[str, ...] = metafunc.config.stash[_OPTIONS].types
+    marker = metafunc.definition.get_closest_marker(_MARKER)
+    if marker is None or "types" not in marker.kwargs:
+        return types
+    wanted = marker.kwargs["types"]
+    names = (
+        wanted.replace(",", " ").split() if isinstance(wanted, str) else [str(t) for t in wanted]
+    )
+    try:
+        return judge_types(tuple(names), "@pytest.mark.pgmonkey(types=…)")
+    except OptionError as error:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
+
+
+def _is_async(function: Any) -> bool:
+    inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+
+
+# The kit of this process
+
+
+def kit_of(config: pytest.Config) -> Kit:
+    """Give the kit of this process; made at its first use, and with it all that is heavy."""
+    kit = config.stash.get(_KIT, None)
+    if kit is None:
+        from .kit import Kit
+
+        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], config.stash[_INTERCEPTION])
+    return kit
+
+
+@contextmanager
+def show_errors() -> Iterator[None]:
+    """Fail with the message of our own errors alone: our stack would only hide it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PGMonkeyError) or type(error).__module__.startswith("psycopg"):
+            pytest.fail(f"pgmonkey: {error}", pytrace=False)
+        raise
+
+
+def settle(kit: Kit) -> None:
+    """End a test: roll it back, and fail it for what went wrong unseen."""
+    with show_errors():
+        failures, refusals = kit.end()
+    if failures or refusals:
+        _report(failures, refusals)
+
+
+def _report(failures: Iterable[str], refusals: Iterable[str]) -> None:
+    for refusal in refusals:
+        print(f"pgmonkey: {refusal}")  # noqa: T201 - captured into the test's report
+    if failures:
+        pytest.fail("\n".join(f"pgmonkey: {failure}" for failure in failures), pytrace=False)
+
+
+# The marker
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker(_MARKER)
+    if marker is None:
+        return
+    problem = _marker_problem(marker)
+    if problem:
+        pytest.fail(f"@pytest.mark.pgmonkey: {problem}", pytrace=False)
+
+
+def _marker_problem(marker: pytest.Mark) -> str:
+    unknown = set(marker.kwargs) - {"isolation", "types"}
+    if marker.args or unknown:
+        what = ", ".join(sorted(unknown)) or "a positional argument"
+        return f"takes isolation= and types=, not {what}"
+    isolation = marker.kwargs.get("isolation", "rollback")
+    if isolation == "clone":
+        return _NOT_YET
+    if isolation != "rollback":
+        return f"isolation {isolation!r} is not one of rollback, clone"
+    return ""
+
+
+# The report
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.stash[_OPTIONS].given or getattr(config.option, "dist", "no") != "no":
+        return _header(config.stash[_OPTIONS])
+    return None
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    if not config.stash[_OPTIONS].given and any(uses_kit(item) for item in items):
+        return _header(config.stash[_OPTIONS])
+    return None
+
+
+def _header(options: Options) -> str:
+    isolation = f"isolation={options.isolation}"
+    if options.config is not None:
+        return f"pgmonkey: config {options.config} ({options.given['config']}), {isolation}"
+    from .binaries import find_binaries
+
+    try:
+        found = find_binaries(options.bindir)
+        why = options.given.get("bindir") or options.given.get("source") or "no config given"
+        return (
+            f"pgmonkey: PostgreSQL {found.version}, embedded ({found.origin}), {isolation} ({why})"
+        )
+    except PGMonkeyError as error:
+        return f"pgmonkey: {error}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    interception = config.stash.get(_INTERCEPTION, None)
+    if sources.interceptor is interception:
+        sources.interceptor = None
+    kit = config.stash.get(_KIT, None)
+    if kit is not None:
+        kit.close()

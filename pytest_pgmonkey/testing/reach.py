@@ -1,0 +1,231 @@
+"""Makes server binaries usable by the user that the server runs as: unpacked, copied if need be."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PGMonkeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .binaries import Binaries
+
+__all__ = ["cache_directory", "make_reachable", "may_enter", "unprivileged_uid"]
+
+UNPRIVILEGED = 65534
+COPY_LIMIT = 500 * 1024 * 1024
+NAME = "pytest-pgmonkey"
+
+
+def unprivileged_uid() -> int | None:
+    """Give the user that the server has to run as, `None` for the one that runs the tests."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    uids = (_uid_of(name) for name in ("nobody", "postgres", "daemon"))
+    return next(filter(None, uids), UNPRIVILEGED)
+
+
+def _uid_of(name: str) -> int | None:
+    """Look a user up: initdb refuses to run as one that has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def make_reachable(binaries: Binaries, uid: int | None) -> Binaries:
+    """Give binaries that `uid` can run: these, or a copy of them made once."""
+    if binaries.archive is not None:
+        return _unpacked(binaries, binaries.archive, uid)
+    if uid is None:
+        return binaries
+    found = _tried(binaries, uid) or _tried(_copied(binaries, uid), uid)
+    if found is None:
+        raise PGMonkeyError(
+            f"The server must not run as root, and user {uid} can run neither {binaries.bindir}"
+            " nor a copy of it. Run the tests as another user, or install a PostgreSQL server"
+            " that every user can read."
+        )
+    return found
+
+
+def may_enter(directory: Path, uid: int | None) -> bool:
+    """Tell whether `uid` gets into what is made in a directory; by its mode, as root may anyway."""
+    resolved = directory.resolve()
+    return uid is None or all(
+        path.stat().st_mode & stat.S_IXOTH for path in (resolved, *resolved.parents)
+    )
+
+
+def cache_directory(uid: int | None) -> Path:
+    """Give a directory that only this user writes and `uid` can read, made where need be."""
+    for base in _cache_bases():
+        directory = base / NAME
+        with contextlib.suppress(OSError):
+            if may_enter(_nearest(base), uid):
+                directory.mkdir(parents=True, exist_ok=True)
+                if _is_ours(directory):
+                    directory.chmod(0o755)  # the umask may have closed it
+                    return directory
+    looked = ", ".join(str(base) for base in _cache_bases())
+    raise PGMonkeyError(
+        f"No directory for a cache that user {uid} can read: looked at {looked}."
+        " Set XDG_CACHE_HOME to one."
+    )
+
+
+def _cache_bases() -> Iterator[Path]:
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        yield Path(named)
+    if os.name == "nt":
+        yield Path(os.environ.get("LOCALAPPDATA", Path.home()))
+    elif sys.platform == "darwin":
+        yield Path.home() / "Library" / "Caches"
+    else:
+        yield Path.home() / ".cache"
+    yield from (Path("/var/cache"), Path("/var/tmp"))
+
+
+def _nearest(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _is_ours(directory: Path) -> bool:
+    """Refuse a directory that another user has made or may write: programs are run from it."""
+    if os.name == "nt":
+        return True
+    found = directory.lstat()
+    foreign = stat.S_IWGRP | stat.S_IWOTH
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.geteuid()
+        and not (found.st_mode & foreign)
+    )
+
+
+def _tried(binaries: Binaries, uid: int) -> Binaries | None:
+    """Give the binaries with their version where `uid` can run and read them."""
+    try:
+        version = binaries.ask_version(uid)
+    except PGMonkeyError:
+        return None
+    readable = all(_is_readable(path, uid) for path in _data_files(binaries))
+    return replace(binaries, known_version=version) if readable else None
+
+
+def _data_files(binaries: Binaries) -> Iterator[Path]:
+    """Give a library and the first file that initdb reads, where they lie beside the programs."""
+    prefix = binaries.bindir.parent
+    for pattern in ("share/postgres.bki", "share/postgresql/postgres.bki", "lib/plpgsql.*"):
+        yield from prefix.glob(pattern)
+    yield binaries.program("initdb")
+
+
+def _is_readable(path: Path, uid: int) -> bool:
+    return bool(path.stat().st_mode & stat.S_IROTH) and may_enter(path.parent, uid)
+
+
+def _unpacked(binaries: Binaries, archive: Path, uid: int | None) -> Binaries:
+    def unpack(target: Path) -> None:
+        with tarfile.open(archive) as tar:
+            _extract(tar, target)
+        top = next(target.iterdir())
+        for path in top.iterdir():
+            path.rename(target / path.name)
+        top.rmdir()
+
+    home = _once(archive, uid, unpack)
+    return replace(binaries, bindir=home / "bin", root=home, archive=None)
+
+
+def _extract(tar: tarfile.TarFile, target: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(target, filter="data")
+    else:  # Python 3.10 and 3.11 before their security releases
+        tar.extractall(target)
+
+
+def _copied(binaries: Binaries, uid: int) -> Binaries:
+    sources = [binaries.root / part for part in binaries.parts if (binaries.root / part).exists()]
+    if sum(_size(source) for source in sources) > COPY_LIMIT:
+        raise PGMonkeyError(
+            f"The server must not run as root, user {uid} cannot reach {binaries.bindir}, and"
+            f" {binaries.root} is too large to copy. Run the tests as another user."
+        )
+
+    def copy(target: Path) -> None:
+        for source in sources:
+            shutil.copytree(source, target / source.relative_to(binaries.root), ignore=_ignored)
+
+    home = _once(binaries.program("postgres"), uid, copy)
+    return replace(binaries, bindir=home / binaries.bindir.relative_to(binaries.root), root=home)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*"))
+
+
+def _ignored(_: str, names: list[str]) -> set[str]:
+    return {name for name in names if name.endswith(".a") or name in ("pgxs", "pkgconfig")}
+
+
+def _open_to_all(directory: Path) -> None:
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+            path.chmod(0o755 if executable else 0o644)
+
+
+def _once(source: Path, uid: int | None, fill: Callable[[Path], None]) -> Path:
+    """Give the cached directory made from a file, filled once, whoever asks at the same time."""
+    cache = cache_directory(uid)
+    found = source.stat()
+    facts = f"{source.resolve()} {found.st_size} {found.st_mtime_ns}"
+    target = cache / f"binaries-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    with _locked(cache):
+        if not target.exists():
+            partial = cache / f"partial-{secrets.token_hex(8)}"
+            try:
+                partial.mkdir()
+                fill(partial)
+                _open_to_all(partial)
+                _settle(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _settle(partial: Path, target: Path) -> None:
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.exists():  # else another process without our lock was quicker
+            raise
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a cache directory; without one, the rename still gives a whole copy."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left_by_a_killed_run in directory.glob("partial-*"):
+            shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
+        yield

@@ -1,0 +1,480 @@
+"""All that the sandbox uses of psycopg's private side, checked against the installed version.
+
+psycopg's connections are thin wrappers over a `PGconn`, and each of their operations is a
+generator that passes `wait()`. The classes here lend one `PGconn` to many wrappers: `wait()`
+takes the turn, and the few methods that speak of transactions ask the borrower instead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from contextlib import asynccontextmanager, contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
+from psycopg._connection_base import BaseConnection
+from psycopg._cursor_base import BaseCursor
+from psycopg._pipeline_base import BasePipeline
+from psycopg._preparing import PrepareManager
+from psycopg._server_cursor_base import ServerCursorMixin
+from psycopg.errors import error_from_result
+from psycopg.generators import execute, fetch_many
+from psycopg.transaction import BaseTransaction
+
+from ...errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+    from psycopg.pq.abc import PGconn, PGresult
+
+    from .borrower import Borrower
+
+__all__ = [
+    "AsyncSandboxConnection",
+    "SandboxConnection",
+    "check_psycopg",
+    "error_from_result",
+    "execute",
+    "fetch_many",
+    "lend",
+]
+
+IDLE: Final = pq.TransactionStatus.IDLE
+ACTIVE: Final = pq.TransactionStatus.ACTIVE
+
+STATEMENT: Final = "statement"
+CONTROL: Final = "control"
+LOCAL: Final = "local"
+CLOSE: Final = "close"
+OTHER: Final = "other"
+
+# What an operation is, by its generator function: its kind, and the variable with its SQL.
+_OPERATIONS: Final = {
+    (BaseCursor, "_execute_gen"): (STATEMENT, "query"),
+    (BaseCursor, "_executemany_gen_pipeline"): (STATEMENT, "query"),
+    (BaseCursor, "_executemany_gen_no_pipeline"): (STATEMENT, "query"),
+    (BaseCursor, "_stream_send_gen"): (STATEMENT, "query"),
+    (BaseCursor, "_start_copy_gen"): (STATEMENT, "statement"),
+    (ServerCursorMixin, "_declare_gen"): (STATEMENT, "query"),
+    (ServerCursorMixin, "_close_gen"): (CLOSE, ""),
+    (BaseConnection, "_commit_gen"): (CONTROL, ""),
+    (BaseConnection, "_rollback_gen"): (CONTROL, ""),
+    (BaseTransaction, "_enter_gen"): (CONTROL, ""),
+    (BaseTransaction, "_exit_gen"): (CONTROL, ""),
+    (BasePipeline, "_enter_gen"): (CONTROL, ""),
+    (BasePipeline, "_exit_gen"): (CONTROL, ""),
+    (BasePipeline, "_sync_gen"): (CONTROL, ""),
+    (BaseConnection, "_set_autocommit_gen"): (LOCAL, ""),
+    (BaseConnection, "_set_isolation_level_gen"): (LOCAL, ""),
+    (BaseConnection, "_set_read_only_gen"): (LOCAL, ""),
+    (BaseConnection, "_set_deferrable_gen"): (LOCAL, ""),
+}
+_OVERRIDDEN: Final = (
+    "_check_connection_ok",
+    "_check_intrans_gen",
+    "_check_tpc",
+    "_deallocate",
+    "_exec_command",
+    "_get_tx_start_command",
+    "_pipeline_nolock",
+    "_start_query",
+)
+_ATTRIBUTES: Final = ("_adapters", "_autocommit", "_num_transactions", "_prepared", "_pipeline")
+
+
+def _operation_codes() -> dict[object, tuple[str, str]]:
+    codes: dict[object, tuple[str, str]] = {}
+    for (cls, name), operation in _OPERATIONS.items():
+        codes[getattr(cls, name).__code__] = operation
+    return codes
+
+
+def check_psycopg() -> None:
+    """Raise SandboxError naming what has moved if the installed psycopg is not supported."""
+    missing = [f"{c.__name__}.{n}" for c, n in _OPERATIONS if not hasattr(c, n)]
+    for cls in (Connection, AsyncConnection):
+        missing += [f"{cls.__name__}.{n}" for n in _OVERRIDDEN if not hasattr(cls, n)]
+    for (cls, name), (_, variable) in _OPERATIONS.items():
+        if variable and hasattr(cls, name):
+            code = getattr(cls, name).__code__
+            if variable not in code.co_varnames:
+                missing.append(f"{cls.__name__}.{name}({variable})")
+    if missing:
+        raise SandboxError(
+            f"psycopg {psycopg.__version__} is not supported by this version of pytest-pgmonkey "
+            f"(moved: {', '.join(sorted(missing))}); install a psycopg release that its "
+            "documentation names, or update pytest-pgmonkey."
+        )
+
+
+try:
+    _CODES: Final = _operation_codes()
+except AttributeError:
+    check_psycopg()
+    raise
+
+
+def read_operation(gen: Any) -> tuple[str, Any, Any]:
+    """Give an operation's kind, its SQL (or `None`) and its cursor or connection."""
+    kind, variable = _CODES.get(getattr(gen, "gi_code", None), (OTHER, ""))
+    if not variable:
+        return kind, None, None
+    names = gen.gi_frame.f_locals
+    return kind, names[variable], names["self"]
+
+
+def set_control_result(cursor: Any, tag: bytes, pgconn: PGconn) -> None:
+    """Leave a cursor as if it had executed a transaction command with this status tag."""
+    cursor._reset()
+    cursor._last_query = None
+    cursor._tx = psycopg.adapt.Transformer(cursor)
+    cursor._set_results([pgconn.make_empty_result(pq.ExecStatus.COMMAND_OK)])
+    cursor._statusmessage = tag
+
+
+def set_results(cursor: Any, results: list[PGresult]) -> None:
+    """Give a cursor the results of several statements that were sent one by one."""
+    cursor._reset()
+    cursor._last_query = None
+    cursor._tx = psycopg.adapt.Transformer(cursor)
+    cursor._check_results(results)
+    cursor._set_results(results)
+
+
+class _VirtualInfo(psycopg.ConnectionInfo):
+    """A connection's info with the transaction status that its borrower sees."""
+
+    def __init__(self, conn: _Sandboxed) -> None:
+        super().__init__(conn.pgconn)
+        self._conn = conn
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        return self._conn._borrower.status
+
+    @property
+    def status(self) -> pq.ConnStatus:
+        return pq.ConnStatus.BAD if self._conn.closed else super().status
+
+
+class _VirtualPGconn:
+    """A PGconn for psycopg's transaction objects, which read statuses from it and nothing else."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: _Sandboxed) -> None:
+        self._conn = conn
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        return self._conn._borrower.status
+
+    @property
+    def status(self) -> int:
+        return pq.ConnStatus.BAD if self._conn.closed else self._conn.pgconn.status
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._conn.pgconn, name)
+
+
+class _Sandboxed(BaseConnection[Any]):
+    """What the two sandbox connections share: everything but the waiting."""
+
+    _borrower: Borrower
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self.pgconn.status == pq.ConnStatus.BAD
+
+    @property
+    def broken(self) -> bool:
+        return not self._closed and self.pgconn.status == pq.ConnStatus.BAD
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        return _VirtualInfo(self)
+
+    def __del__(self) -> None:
+        borrower: Borrower | None = self.__dict__.get("_borrower")
+        if borrower is not None and not borrower.returned:
+            borrower.abandon()
+
+    def cancel(self) -> None:
+        if self._borrower.owns_running_statement:
+            super().cancel()
+
+    def _should_cancel(self) -> bool:
+        return self._borrower.owns_running_statement and super()._should_cancel()
+
+    def _check_connection_ok(self) -> None:
+        if self._closed:
+            raise psycopg.OperationalError(self._borrower.closed_because)
+        super()._check_connection_ok()
+
+    def _check_tpc(self) -> None:
+        raise psycopg.NotSupportedError(
+            "two-phase commit would end the transaction that the test is rolled back with; "
+            'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+        )
+
+    def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+        if self._borrower.status != IDLE or self._num_transactions:
+            yield from super()._check_intrans_gen(attribute)
+
+    def _start_query(self) -> Generator[Any, Any, None]:
+        self._check_connection_ok()
+        if self._autocommit or self._borrower.open:
+            return
+        yield from self._exec_command(self._get_tx_start_command())
+
+    def _exec_command(
+        self, command: Any, result_format: pq.Format = pq.Format.TEXT
+    ) -> Generator[Any, Any, Any]:
+        # Only psycopg's own code sends bytes here; users' SQL goes through cursors.
+        if type(command) is bytes:
+            self._check_connection_ok()
+            borrower = self._borrower
+            if command == b"COMMIT":
+                return (yield from borrower.commit())
+            if command == b"ROLLBACK":
+                return (yield from borrower.rollback())
+            if command.startswith(b"BEGIN"):
+                return (yield from borrower.begin(command))
+            borrower.pin()
+        return (yield from super()._exec_command(command, result_format))
+
+    def _enter_own_section(self) -> Generator[Any, Any, None]:
+        if self._autocommit:
+            return self._borrower.enter_section()
+        return self._borrower.begin_section(self._get_tx_start_command())
+
+    def real_command(self, command: bytes) -> Generator[Any, Any, Any]:
+        """Send a command of our own: queued in pipeline mode, answered otherwise."""
+        return super()._exec_command(command)
+
+    def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
+        # DEALLOCATE ALL would take the other borrowers' prepared statements with it. Ours have
+        # names that nobody else uses, and go at the end of the test.
+        if name is not None:
+            yield from super()._deallocate(name)
+
+    def _virtual_transaction(self, transaction: Any) -> Any:
+        transaction.pgconn = _VirtualPGconn(self)
+        return transaction
+
+
+class SandboxConnection(_Sandboxed, Connection[Any]):
+    """A psycopg `Connection` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        borrower = self._borrower
+        planned = borrower.plan(self, gen)
+        if planned is None:
+            return super().wait(gen, *args, **kwargs)
+        if not borrower.turn.take(borrower) or borrower.turn.displaced is not None:
+            self._wait_for_turn()
+        try:
+            return super().wait(borrower.steps(self, planned), *args, **kwargs)
+        except psycopg.Error as error:
+            borrower.explain(error)
+            raise
+        finally:
+            borrower.after(self)
+
+    def _wait_for_turn(self) -> None:
+        borrower = self._borrower
+        while True:
+            if borrower.turn.holder is not borrower:
+                borrower.wait_for_turn()
+            if borrower.turn.displaced is None or super().wait(borrower.displace()):
+                return
+
+    def close(self) -> None:
+        self._borrower.close(self)
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[Transaction]:
+        tx = self._virtual_transaction(Transaction(self, savepoint_name, force_rollback))
+        if self._pipeline:
+            with self.pipeline(), tx, self.pipeline():
+                yield tx
+        else:
+            with tx:
+                yield tx
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        outermost = self._pipeline is None
+        if outermost:
+            with self.lock:
+                self.wait(self._borrower.enter_section())
+        try:
+            with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            if outermost:
+                self._borrower.leave_section(self)
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[Any]:
+        self.wait(self._enter_own_section())
+        try:
+            with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        finally:
+            self._borrower.leave_section(self)
+
+    def notifies(self, **_kwargs: Any) -> Any:
+        raise _no_notifies()
+
+
+class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
+    """A psycopg `AsyncConnection` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        borrower = self._borrower
+        planned = borrower.plan(self, gen)
+        if planned is None:
+            return await super().wait(gen, *args, **kwargs)
+        if not borrower.turn.take(borrower) or borrower.turn.displaced is not None:
+            await self._wait_for_turn()
+        try:
+            return await super().wait(borrower.steps(self, planned), *args, **kwargs)
+        except psycopg.Error as error:
+            borrower.explain(error)
+            raise
+        finally:
+            borrower.after(self)
+
+    async def _wait_for_turn(self) -> None:
+        borrower = self._borrower
+        while True:
+            if borrower.turn.holder is not borrower:
+                await borrower.wait_for_turn_async()
+            if borrower.turn.displaced is None or await super().wait(borrower.displace()):
+                return
+
+    async def close(self) -> None:
+        self._borrower.close(self)
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        tx = self._virtual_transaction(AsyncTransaction(self, savepoint_name, force_rollback))
+        if self._pipeline:
+            async with self.pipeline(), tx, self.pipeline():
+                yield tx
+        else:
+            async with tx:
+                yield tx
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        outermost = self._pipeline is None
+        if outermost:
+            async with self.lock:
+                await self.wait(self._borrower.enter_section())
+        try:
+            async with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            if outermost:
+                self._borrower.leave_section(self)
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[Any]:
+        await self.wait(self._enter_own_section())
+        try:
+            async with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        finally:
+            self._borrower.leave_section(self)
+
+    def notifies(self, **_kwargs: Any) -> Any:
+        raise _no_notifies()
+
+
+def _no_notifies() -> psycopg.NotSupportedError:
+    return psycopg.NotSupportedError(
+        "notifications are sent at a real commit, and a rolled-back test has none; "
+        'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+    )
+
+
+class Template:
+    """Makes the wrappers over one PGconn, ten times as fast as psycopg's constructor.
+
+    The constructor runs once per class, so that the attributes are those of the installed
+    version; what must not be shared is made anew for each wrapper.
+    """
+
+    def __init__(self, pgconn: PGconn) -> None:
+        handlers = pgconn.notice_handler, pgconn.notify_handler
+        self._attributes: dict[type, dict[str, Any]] = {}
+        for cls in (SandboxConnection, AsyncSandboxConnection):
+            conn = cls(pgconn)
+            attributes = dict(conn.__dict__)
+            conn.__dict__.clear()
+            self._attributes[cls] = attributes
+        pgconn.notice_handler, pgconn.notify_handler = handlers
+
+    def make(self, cls: type[Any], borrower: Borrower, prepared_index: int) -> Any:
+        """Give a wrapper that nobody else uses."""
+        conn = cls.__new__(cls)
+        fields = conn.__dict__
+        fields.update(self._attributes[cls])
+        prepared = PrepareManager()
+        prepared._prepared_idx = prepared_index
+        fields["_prepared"] = prepared
+        fields["_notice_handlers"] = []
+        fields["_notify_handlers"] = []
+        fields["_notifies_backlog"] = deque()
+        fields["lock"] = Lock() if cls is SandboxConnection else type(fields["lock"])()
+        fields["_borrower"] = borrower
+        borrower.wrapper = weakref.ref(conn)
+        return conn
+
+
+def lend(
+    template: Template,
+    cls: type[Any],
+    borrower: Borrower,
+    *,
+    autocommit: bool,
+    pool: object | None,
+    prepared_index: int,
+) -> Any:
+    """Give a connection over the shared PGconn, as `connect()` or a pool would."""
+    conn = template.make(cls, borrower, prepared_index)
+    conn._autocommit = autocommit
+    if pool is not None:
+        conn._pool = pool
+    return conn
+
+
+def deliver_notice(conn: Any, result: PGresult) -> None:
+    """Hand a server notice to the connection whose statement caused it."""
+    BaseConnection._notice_handler(weakref.ref(conn), result)
+
+
+def set_notice_handler(pgconn: PGconn, handler: Callable[[PGresult], None]) -> None:
+    """Receive the notices of the shared session; notifications are never delivered."""
+    pgconn.notice_handler = handler
+    pgconn.notify_handler = None
+
+
+def forget_prepared(conn: Any) -> None:
+    """Forget prepared statements that the server no longer has."""
+    conn._prepared._names.clear()
+    conn._prepared._counts.clear()

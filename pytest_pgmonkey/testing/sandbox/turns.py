@@ -1,0 +1,164 @@
+"""Whose turn it is on the one backend, and which wait for it could never end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import psycopg
+
+from ...errors import SandboxError
+from .waiting import Queue
+
+if TYPE_CHECKING:
+    from .waiting import Waiter
+
+
+class Holder(Protocol):
+    """What a turn needs to know of a borrower."""
+
+    thread: int
+    task: asyncio.Task[object] | None
+    yielding: bool
+    """Between two statements of a transaction that has perhaps only read."""
+    open: bool
+    """In a virtual transaction."""
+
+    @property
+    def place(self) -> str:
+        """Where it was borrowed, for messages."""
+
+
+class WaitRefusedError(SandboxError, psycopg.OperationalError):
+    """Waiting for another borrower's transaction cannot help, or took too long."""
+
+
+def current_task() -> asyncio.Task[object] | None:
+    """Give the running task of this thread, `None` outside an event loop."""
+    # Ten times as fast as catching get_running_loop()'s RuntimeError, and paid per statement.
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+class Turn(Queue):
+    """The right to use the backend.
+
+    A borrower holds it during an operation and as long as its virtual transaction is open. One
+    whose transaction has perhaps only read (`yielding`) can be displaced: the new holder then
+    asks the backend, and either goes on or gives the turn back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder: Any = None
+        self.displaced: Any = None
+        self.refusals: list[str] = []
+
+    def _take(self, token: Any) -> bool:
+        holder = self.holder
+        if holder is None or holder is token:
+            self.holder = token
+            return True
+        if holder.yielding and self.displaced is None:
+            self.displaced, self.holder = holder, token
+            return True
+        return False
+
+    def _grant(self) -> None:
+        # One at a time: who is granted the turn holds it, or has a displacement to settle first.
+        if self._waiters and self._take(self._waiters[0].token):
+            self._serve(self._waiters.popleft())
+
+    def _abandon(self, waiter: Waiter) -> None:
+        if self.displaced is not None and self.holder is waiter.token:
+            self.give_back(waiter.token)
+        else:
+            self.leave(waiter.token)
+
+    def give_back(self, borrower: object) -> None:
+        """Return the turn to the displaced holder: it has written, and keeps it to its end."""
+        with self._mutex:
+            displaced, self.displaced = self.displaced, None
+            if self.holder is not borrower:
+                return
+            self.holder = displaced
+            displaced.yielding = False
+            if not displaced.open:
+                self._pass_on()
+                return
+            # It may have queued for its next statement while it was displaced.
+            for waiter in self._waiters:
+                if waiter.token is displaced:
+                    self._waiters.remove(waiter)
+                    self._serve(waiter)
+                    return
+
+    def keep_displaced(self) -> Any:
+        """Settle a displacement: the former holder has only read, and is suspended."""
+        with self._mutex:
+            displaced, self.displaced = self.displaced, None
+            return displaced
+
+    def leave(self, borrower: object) -> None:
+        """End an operation or a transaction; the longest waiter gets the turn next."""
+        if self.holder is borrower:
+            with self._mutex:
+                self._pass_on()
+
+    def offer(self, borrower: object) -> None:
+        """End an operation inside a transaction that may be displaced."""
+        if self._waiters:
+            with self._mutex:
+                if self.holder is borrower:
+                    self._grant()
+
+    def _pass_on(self) -> None:
+        self.holder = None
+        self._grant()
+
+    def wait(self, borrower: Holder, timeout: float) -> None:
+        """Block this thread until the turn is had; raises WaitRefusedError."""
+        self._refuse_deadlock(borrower, is_async=False)
+        if not self.block(borrower, timeout):
+            raise self._too_long(borrower, timeout)
+
+    async def wait_async(self, borrower: Holder, timeout: float) -> None:
+        """Suspend this task until the turn is had; raises WaitRefusedError."""
+        self._refuse_deadlock(borrower, is_async=True)
+        if not await self.suspend(borrower, timeout):
+            raise self._too_long(borrower, timeout)
+
+    def _refuse_deadlock(self, borrower: Holder, *, is_async: bool) -> None:
+        holder: Holder | None = self.holder
+        if holder is None or holder is borrower or holder.yielding:
+            return
+        if holder.thread != threading.get_ident():
+            return
+        # A blocked thread cannot run the holder's code; a task cannot run beside itself; and
+        # code outside any task, further up on this thread's stack, waits for the loop to end.
+        if not is_async or holder.task is None or holder.task is current_task():
+            raise self._refusal(
+                f"the connection borrowed at {borrower.place} needs the test's transaction, which "
+                f"the connection borrowed at {holder.place} holds with changes that are not "
+                f"committed; waiting here would never end. {_ADVICE}"
+            )
+
+    def _too_long(self, borrower: Holder, timeout: float) -> WaitRefusedError:
+        holder = self.holder
+        by = holder.place if holder is not None else "another borrower"
+        return self._refusal(
+            f"the connection borrowed at {borrower.place} waited {timeout:g} s for the one "
+            f"borrowed at {by}, whose transaction is open with changes that are not committed. "
+            f"{_ADVICE}"
+        )
+
+    def _refusal(self, message: str) -> WaitRefusedError:
+        self.refusals.append(message)
+        return WaitRefusedError(message)
+
+
+_ADVICE: Final = (
+    "Commit or leave that block first, or give the test real concurrent transactions with "
+    '@pytest.mark.pgmonkey(isolation="clone").'
+)

@@ -1,0 +1,139 @@
+"""Schema steps: SQL files, directories of them and functions, run once into a new database."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PGMonkeyError
+from .options import is_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["SchemaError", "load_schema", "resolve_steps"]
+
+
+class SchemaError(PGMonkeyError):
+    """A schema step is not there, or fails; the message names file, line and server's words."""
+
+
+def resolve_steps(steps: Iterable[Any], rootdir: Path) -> list[Path | Callable[[Any], Any]]:
+    """Turn steps as users write them into SQL files and functions; raises SchemaError."""
+    resolved: list[Path | Callable[[Any], Any]] = []
+    for step in steps:
+        if callable(step):
+            resolved.append(step)
+        elif isinstance(step, str) and is_function(step):
+            resolved.append(_function(step, rootdir))
+        elif isinstance(step, (str, Path)):
+            resolved.extend(_files(rootdir / step))
+        else:
+            raise SchemaError(
+                f"schema step {step!r}: must be a path, 'module:function' or a function"
+            )
+    return resolved
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".sql")
+        if not files:
+            raise SchemaError(f"schema directory {path} holds no .sql file")
+        yield from files
+    elif path.is_file():
+        yield path
+    else:
+        raise SchemaError(f"schema path {path} does not exist")
+
+
+def _function(step: str, rootdir: Path) -> Callable[[Any], Any]:
+    module_name, _, name = step.partition(":")
+    module = _import(module_name, step, rootdir)
+    function = getattr(module, name, None)
+    if function is None:
+        raise SchemaError(f"schema step {step}: module {module_name!r} has no {name!r}")
+    if not callable(function):
+        raise SchemaError(f"schema step {step}: {name!r} is not callable")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(module_name: str, step: str, rootdir: Path) -> Any:
+    # Like `python -m pytest`, which puts the directory it is called from on the path.
+    added = str(rootdir)
+    sys.path.append(added)
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # what an import may raise is the module's business
+        problem = f"{type(error).__name__}: {error}"
+        raise SchemaError(f"schema step {step} cannot be imported: {problem}") from None
+    finally:
+        sys.path.remove(added)
+
+
+def load_schema(steps: Iterable[Path | Callable[[Any], Any]], connect: Callable[[], Any]) -> None:
+    """Run the steps one after the other, each on a connection of its own; raises SchemaError.
+
+    SQL files run statement by statement in autocommit, as psql runs them; a function gets a
+    connection in a transaction that is committed after it.
+    """
+    for step in steps:
+        with connect() as conn:
+            if isinstance(step, Path):
+                conn.autocommit = True
+                _run_file(conn, step)
+            else:
+                _run_function(conn, step)
+
+
+def _run_function(conn: Any, function: Callable[[Any], Any]) -> None:
+    name = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+    try:
+        function(conn)
+    except Exception as error:
+        place = _place_in(error, function)
+        raise SchemaError(
+            f"schema step {name}{place} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _place_in(error: BaseException, function: Callable[[Any], Any]) -> str:
+    """Say on which line of the step's own file it failed."""
+    own = getattr(getattr(function, "__code__", None), "co_filename", None)
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == own:
+            place = f" ({own}, line {traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    return place
+
+
+def _run_file(conn: Any, path: Path) -> None:
+    import psycopg
+
+    from .sandbox.lexer import statements
+
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"{path}: cannot be read: {error}") from None
+    position = 0
+    for statement in statements(text):
+        start = text.index(statement.text, position)
+        position = start + len(statement.text)
+        try:
+            conn.execute(statement.text)
+        except psycopg.Error as error:
+            raise SchemaError(_describe(path, text, start, statement.text, error)) from None
+
+
+def _describe(path: Path, text: str, start: int, statement: str, error: Any) -> str:
+    offset = start + int(error.diag.statement_position or 1) - 1
+    line = text.count("\n", 0, offset) + 1
+    problem = error.diag.message_primary or str(error)
+    hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
+    if statement.startswith("\\"):
+        hint = " (psql's own commands, which begin with a backslash, are not SQL)"
+    return f"{path}, line {line}: {problem}{hint}"

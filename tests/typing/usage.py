@@ -1,0 +1,71 @@
+"""What a type checker is to know of the public names; read by mypy, never run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from typing_extensions import assert_type
+
+from pytest_pgmonkey import AsyncHandle, ConnectionType, Handle, PGConnectionManager
+
+
+def register(conn: Connection[Any]) -> None: ...
+
+
+async def aregister(conn: AsyncConnection[Any]) -> None: ...
+
+
+def sync_types(manager: PGConnectionManager, path: Path) -> None:
+    assert_type(manager.get_database_connection("a.yaml", "normal"), Handle)
+    assert_type(manager.get_database_connection(path, "pool"), Handle)
+    assert_type(manager.get_database_connection(path, ConnectionType.POOL), Handle)
+    assert_type(manager.get_database_connection_from_dict({}, "pool", force_reload=True), Handle)
+    handle = manager.get_database_connection(path, "pool")
+    with handle as conn:
+        assert_type(conn, Connection[Any])
+    with handle.connection(timeout=1) as conn:
+        assert_type(conn, Connection[Any])
+    with handle.transaction() as conn:
+        assert_type(conn, Connection[Any])
+    with handle.cursor() as cursor:
+        assert_type(cursor, Cursor[Any])
+    assert_type(handle.pool, ConnectionPool[Any] | None)
+    assert_type(handle.test_connection().server_version, str)
+
+
+async def async_types(manager: PGConnectionManager, path: Path) -> None:
+    assert_type(await manager.get_database_connection("a.yaml", "async"), AsyncHandle)
+    assert_type(await manager.get_database_connection(path, ConnectionType.ASYNC), AsyncHandle)
+    assert_type(await manager.get_database_connection_from_dict({}, "async_pool"), AsyncHandle)
+    handle = await manager.get_database_connection(path, "async_pool")
+    async with handle as conn:
+        assert_type(conn, AsyncConnection[Any])
+    async with handle.connection() as conn:
+        assert_type(conn, AsyncConnection[Any])
+    async with handle.transaction() as conn:
+        assert_type(conn, AsyncConnection[Any])
+    async with handle.cursor() as cursor:
+        assert_type(cursor, AsyncCursor[Any])
+    assert_type(handle.pool, AsyncConnectionPool[Any] | None)
+    assert_type((await handle.test_connection()).tls, str | None)
+
+
+def managers() -> None:
+    with PGConnectionManager(configure=register, aconfigure=aregister) as manager:
+        assert_type(manager, PGConnectionManager)
+        assert_type(manager.cache_info["size"], int)
+        assert_type(manager.cache_info["connection_types"], list[str])
+
+
+def type_known_at_run_time(manager: PGConnectionManager, type_: str) -> None:
+    handle = manager.get_database_connection("a.yaml", type_)
+    with handle:  # type: ignore[union-attr]  # It may have to be awaited.
+        pass
+
+
+def not_awaited(manager: PGConnectionManager) -> None:
+    with manager.get_database_connection("a.yaml", "async"):  # type: ignore[attr-defined]
+        pass
