@@ -5,12 +5,11 @@ Nothing here talks to a server: the end of a block is a generator of calls.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
-from asyncio import events
+from asyncio import _get_running_loop, current_task
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -37,96 +36,92 @@ class TransactionAbortedError(PGMonkeyError, psycopg.errors.InFailedSqlTransacti
 class Block:
     """One connection, between a `with` and its end."""
 
-    __slots__ = ("conn", "inherited", "open", "outer", "place", "source", "task", "thread")
+    # Not the frame: a context may remember the block for longer than its variables shall live.
+    __slots__ = ("code", "conn", "outer", "position", "source", "task", "thread")
 
-    def __init__(self, source: Any, conn: Any, frame: FrameType, outer: Block | None) -> None:
+    def __init__(self, source: Any, conn: Any, frame: FrameType) -> None:
         self.source = source
         self.conn = conn
-        self.place = (frame.f_code, frame.f_lasti)
-        self.thread = threading.get_ident()
-        self.task = _current_task()
-        self.outer = outer
-        self.open = True
-        self.inherited = False
+        self.code = frame.f_code
+        self.position = frame.f_lasti
+        self.thread = get_ident()
+        self.task = current_task() if _get_running_loop() is not None else None
+        outer = _innermost.get()
+        while outer is not None and outer.source is None:
+            outer = outer.outer
+        self.outer: Block | None = outer
 
     def end(self) -> tuple[Any, Any]:
-        """Give source and connection back; a context that remembers the block keeps neither."""
+        """Give source and connection; a context that remembers the block keeps neither."""
         lent = (self.source, self.conn)
-        self.open = False
         self.source = self.conn = self.task = None
         return lent
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it is the block of a process of which this one is a forked child."""
+        return self.source is INHERITED
+
     def is_mine(self) -> bool:
-        return self.thread == threading.get_ident() and self.task is _current_task()
+        task = current_task() if _get_running_loop() is not None else None
+        return self.thread == get_ident() and self.task is task
 
     @property
     def where(self) -> str:
-        code, position = self.place
-        lines = (line for start, end, line in code.co_lines() if start <= position < end)
-        return f"{code.co_filename}:{next(lines, None) or code.co_firstlineno}"
+        lines = (line for first, end, line in self.code.co_lines() if first <= self.position < end)
+        return f"{self.code.co_filename}:{next(lines, None) or self.code.co_firstlineno}"
 
 
+#: The source of the blocks that a forked child finds open.
+INHERITED: Final = object()
 #: The innermost block of this context; a chain, in which ended blocks are passed over.
 _innermost: ContextVar[Block | None] = ContextVar("pytest_pgmonkey_block", default=None)
 
 
-def _current_task() -> asyncio.Task[Any] | None:
-    if events._get_running_loop() is None:
-        return None
-    return asyncio.current_task()
-
-
 class Blocks:
-    """The open blocks of one handle, and which of them an exit belongs to."""
+    """The open blocks of one handle, and which of them an exit belongs to.
+
+    Without a lock: an entry is added at the end and removed by its identity, both of them single
+    operations of a list, and who walks the list backwards in between misses no other entry.
+    """
 
     def __init__(self) -> None:
-        # Reentrant: a finalizer may remove a lost block while its thread holds the lock.
-        self._lock = threading.RLock()
         # The frame that executes a `with` is one and the same at its start and at its end, also
         # where a generator is resumed by another thread. Held: a dead frame's address is reused.
         self._open: list[tuple[FrameType | None, Block]] = []
 
-    def enter(self, source: Any, conn: Any, frame: FrameType, *, paired: bool) -> None:
-        """Note a block of a `with` statement; `paired` blocks are found again by its frame."""
-        self._note(Block(source, conn, frame, _outer_block()), frame if paired else None)
-
-    def lease(self, source: Any, conn: Any, frame: FrameType) -> Block:
-        """Note a block whose owner knows it, and names it at the end."""
-        block = Block(source, conn, frame, _outer_block())
-        self._note(block, None)
-        return block
-
-    def _note(self, block: Block, frame: FrameType | None) -> None:
+    def enter(self, source: Any, conn: Any, frame: FrameType, *, paired: bool) -> Block:
+        """Note a block; one that is `paired` is found again by its frame, by `leave`."""
+        block = Block(source, conn, frame)
         _innermost.set(block)
-        with self._lock:
-            self._open.append((frame, block))
+        self._open.append((frame if paired else None, block))
+        return block
 
     def leave(self, frame: FrameType) -> Block:
         """Take out the block that ends in this frame."""
-        with self._lock:
-            block = self._by_frame(frame) or self._by_holder()
-            self.remove(block)
-        return block
+        for entry in reversed(self._open):
+            if entry[0] is frame:
+                return self._take(entry)
+        return self._take(self._by_holder())
 
     def remove(self, block: Block) -> None:
-        with self._lock:
-            for index, (_, each) in enumerate(self._open):
-                if each is block:
-                    del self._open[index]
-                    break
+        """Take out a block whose owner knows it."""
+        for entry in reversed(self._open):
+            if entry[1] is block:
+                self._take(entry)
+                return
+
+    def _take(self, entry: tuple[FrameType | None, Block]) -> Block:
+        self._open.remove(entry)
+        block = entry[1]
         if _innermost.get() is block:
             _innermost.set(block.outer)
+        return block
 
-    def _by_frame(self, frame: FrameType) -> Block | None:
-        for mine, block in reversed(self._open):
-            if mine is frame:
-                return block
-        return None
-
-    def _by_holder(self) -> Block:
+    def _by_holder(self) -> tuple[FrameType | None, Block]:
         # An ExitStack enters and leaves in frames of its own.
-        candidates = [block for frame, block in self._open if frame is not None]
-        mine = [block for block in candidates if block.is_mine()]
+        candidates = [entry for entry in self._open if entry[0] is not None]
+        mine = [entry for entry in candidates if entry[1].is_mine()]
         if mine:
             return mine[-1]
         if len(candidates) == 1:
@@ -144,7 +139,7 @@ class Blocks:
         """
         block = _innermost.get()
         while block is not None:
-            if block.open and not block.inherited and block.is_mine() and self._holds(block):
+            if not block.is_inherited and block.is_mine() and self._holds(block):
                 return block
             block = block.outer
         return None
@@ -153,19 +148,11 @@ class Blocks:
         return any(mine is block for _, mine in self._open)
 
     def places(self) -> list[str]:
-        return [block.where for _, block in self._open if not block.inherited]
+        return [block.where for _, block in self._open if not block.is_inherited]
 
     def forget_parent(self) -> None:
-        self._lock = threading.RLock()
         for _, block in self._open:
-            block.inherited = True
-
-
-def _outer_block() -> Block | None:
-    outer = _innermost.get()
-    while outer is not None and not outer.open:
-        outer = outer.outer
-    return outer
+            block.source = INHERITED
 
 
 # --- the end of a block ---
@@ -173,19 +160,18 @@ def _outer_block() -> Block | None:
 
 def settle(conn: Any, error: BaseException | None) -> Steps[None]:
     """Commit, or roll back, or say why neither is possible."""
+    status = conn.info.transaction_status
+    if status == TransactionStatus.IDLE:
+        return
     if conn.closed:
         if conn.broken and error is None:
             raise psycopg.OperationalError(
                 "the connection was lost in this block: nothing that it had not committed is kept"
             )
-        return
-    status = conn.info.transaction_status
-    if status == TransactionStatus.IDLE:
-        return
-    if error is not None:
-        yield from _undo(conn)
+    elif error is not None:
+        yield from undo(conn)
     elif status == TransactionStatus.INERROR:
-        yield from _undo(conn)
+        yield from undo(conn)
         raise TransactionAbortedError(
             "a statement failed in this block and its error was swallowed, so nothing was "
             "committed: put a statement that may fail in `with conn.transaction():`"
@@ -194,11 +180,11 @@ def settle(conn: Any, error: BaseException | None) -> Steps[None]:
         try:
             yield conn.commit
         except BaseException:
-            yield from _undo(conn)
+            yield from undo(conn)
             raise
 
 
-def _undo(conn: Any) -> Steps[None]:
+def undo(conn: Any) -> Steps[None]:
     if conn.closed:
         return
     try:

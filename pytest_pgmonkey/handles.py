@@ -19,11 +19,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from . import sources
-from .blocks import Block, Blocks, TransactionAbortedError, settle
+from .blocks import INHERITED, Block, Blocks, TransactionAbortedError, settle, undo
 from .config import ConnectionType
 from .connecting import (
     AsyncDirectSource,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from .sources import AsyncSource, Source
 
 __all__ = ["AsyncHandle", "Handle", "ServerFacts", "TransactionAbortedError", "make_handle"]
+
+INTRANS = TransactionStatus.INTRANS
+
 
 # --- facts ---
 
@@ -317,9 +321,10 @@ class Handle(_BaseHandle):
     # --- lending ---
 
     def _borrow(self, timeout: float | None) -> tuple[Source, Connection[Any]]:
-        lent = sources.lent_to(self)
-        if lent is not None:
-            return lent, lent.getconn(timeout)
+        if sources.interceptor is not None:
+            lent = sources.interceptor.source(self)
+            if lent is not None:
+                return lent, lent.getconn(timeout)
         source = self._source
         if source is None:
             return self._forward()._borrow(timeout)  # type: ignore[no-any-return]
@@ -335,11 +340,19 @@ class Handle(_BaseHandle):
 
     def _end(self, block: Block, error: BaseException | None) -> None:
         source, conn = block.end()
-        if block.inherited:
+        if source is INHERITED:
             leave_to_parent(conn)
             return
         try:
-            drive(settle(conn, error))
+            if error is None and conn.info.transaction_status is INTRANS:
+                # The usual end, without the detour.
+                try:
+                    conn.commit()
+                except BaseException:
+                    drive(undo(conn))
+                    raise
+            else:
+                drive(settle(conn, error))
         finally:
             source.putconn(conn)
 
@@ -362,7 +375,7 @@ class Lease:
     def __enter__(self) -> Connection[Any]:
         _judge_free(self._block)
         source, conn = self._handle._borrow(self._timeout)
-        self._block = self._handle._blocks.lease(source, conn, sys._getframe(1))
+        self._block = self._handle._blocks.enter(source, conn, sys._getframe(1), paired=False)
         return conn
 
     def __exit__(
@@ -570,7 +583,7 @@ class AsyncHandle(_BaseHandle):
 
     async def _end(self, block: Block, error: BaseException | None) -> None:
         source, conn = block.end()
-        if block.inherited:
+        if source is INHERITED:
             leave_to_parent(conn)
             return
         try:
@@ -599,7 +612,7 @@ class AsyncLease:
     async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
         _judge_free(self._block)
         source, conn = await self._handle._borrow(self._timeout)
-        self._block = self._handle._blocks.lease(source, conn, frame)
+        self._block = self._handle._blocks.enter(source, conn, frame, paired=False)
         return conn
 
     async def __aexit__(
@@ -635,7 +648,7 @@ def _take_block(lease: Lease | AsyncLease) -> Block:
 
 def _judge_lost(lease: Lease | AsyncLease, warn: Any) -> None:
     block = lease._block
-    if block is None or block.inherited:
+    if block is None or block.is_inherited:
         return
     lease._handle._blocks.remove(block)
     warn(

@@ -1,4 +1,4 @@
-"""The server that `--pgmonkey-config` names: its database as it is, or scratch databases beside it."""
+"""The server that `--pgmonkey-config` names: its database, or scratch databases beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extensions of the test database: created by the superuser, and where a missing one is to be had."""
+"""Extensions of the test database, and where one that the server lacks is to be had."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def pgmonkey_schema(pytestconfig: pytest.Config) -> list[Any]:
-    """Schema steps of the test database: SQL files, directories, functions; override it in conftest.py."""
+    """Schema steps of the test database: SQL files, directories, functions; to be overridden."""
     return list(kit_of(pytestconfig).options.schema)
 
 
@@ -42,9 +42,9 @@ def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -
 
 
 @pytest.fixture(scope="session")
-def _pgmonkey_kit(pytestconfig: pytest.Config, pgmonkey_database: Database) -> Kit:
+def _pgmonkey_kit(pgmonkey_database: Database) -> Kit:
     """The kit with its database prepared."""
-    return kit_of(pytestconfig)
+    return pgmonkey_database.kit
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def _pgmonkey_test(_pgmonkey_kit: Kit) -> Iterator[None]:
 
 @pytest.fixture
 def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
-    """The test's database, rolled back at its end: .normal, .pool, .async_, .async_pool, .execute(…)."""
+    """The test's database, rolled back: .normal, .pool, .async_, .async_pool, .execute(…)."""
     from .facade import PGMonkey
 
     _pgmonkey_kit.begin()
@@ -75,7 +75,7 @@ def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
 
 @pytest.fixture
 def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
-    """A handle of type 'normal' in the test's rolled-back transaction: with pgmonkey_normal as conn."""
+    """A handle of type 'normal' in the rolled-back test: with pgmonkey_normal as conn."""
     _pgmonkey_kit.begin()
     yield _pgmonkey_kit.handle("normal")
     settle(_pgmonkey_kit)
@@ -83,7 +83,7 @@ def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 
 @pytest.fixture
 def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
-    """A handle of type 'pool' in the test's rolled-back transaction: with pgmonkey_pool as conn."""
+    """A handle of type 'pool' in the rolled-back test: with pgmonkey_pool as conn."""
     _pgmonkey_kit.begin()
     yield _pgmonkey_kit.handle("pool")
     settle(_pgmonkey_kit)
@@ -91,7 +91,7 @@ def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 
 @pytest.fixture
 def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
-    """A handle of type 'async' in the test's rolled-back transaction: async with pgmonkey_async as conn."""
+    """A handle of type 'async' in the rolled-back test: async with pgmonkey_async as conn."""
     _pgmonkey_kit.begin()
     yield _pgmonkey_kit.handle("async")
     settle(_pgmonkey_kit)
@@ -99,7 +99,7 @@ def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 
 @pytest.fixture
 def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
-    """A handle of type 'async_pool' in the test's rolled-back transaction: async with … as conn."""
+    """A handle of type 'async_pool' in the rolled-back test: async with … as conn."""
     _pgmonkey_kit.begin()
     yield _pgmonkey_kit.handle("async_pool")
     settle(_pgmonkey_kit)

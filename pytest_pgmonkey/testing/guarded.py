@@ -42,6 +42,7 @@ class GuardedProcess:
         try:
             self._result(self._read(self._process))
         except BaseException:
+            self.directories = []  # what was there before the guardian is not ours to remove
             self.end()
             raise
 

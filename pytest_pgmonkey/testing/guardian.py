@@ -120,16 +120,18 @@ class Guardian:
     def __init__(self, parent: int, uid: int, directories: list[str]) -> None:
         self.parent = parent
         self.uid = uid
-        self.directories = directories
+        self.directories: list[str] = []
         self.home = directories[0]
         self.data = f"{self.home}/{DATA}"
         self.child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._ended = False
 
-    def make_directories(self) -> None:
-        for path in self.directories:
+    def make_directories(self, paths: list[str]) -> None:
+        """Make the server's directories; only what was made here is ever removed."""
+        for path in paths:
             os.mkdir(path, 0o700)
+            self.directories.append(path)
             if self.uid >= 0:
                 os.chown(path, self.uid, self.uid)
 
@@ -239,7 +241,7 @@ def main(parent: str, uid: str, *directories: str) -> None:
                 return
             threading.Thread(target=guardian.watch_parent, daemon=True).start()
         try:
-            guardian.make_directories()
+            guardian.make_directories(list(directories))
         except OSError as error:
             answer({"error": str(error)})
             return

@@ -79,29 +79,29 @@ class Database:
     """The prepared database of this process; the value of the fixture `pgmonkey_database`."""
 
     def __init__(self, kit: Kit, name: str, *, existing: bool) -> None:
-        self._kit = kit
+        self.kit: Final = kit
         self.name: Final = name
-        self._existing = existing
+        self.existing: Final = existing
         self._config_path: Path | None = None
 
     def __repr__(self) -> str:
-        return f"<Database {self.name!r} on {self._kit.server.description}>"
+        return f"<Database {self.name!r} on {self.kit.server.description}>"
 
     @property
     def dsn(self) -> str:
         """What libpq connects with: `host=… dbname=…`."""
-        return make_conninfo(**self._kit.server.conninfo(self.name))
+        return make_conninfo(**self.kit.server.conninfo(self.name))
 
     @property
     def url(self) -> str:
         """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
-        return _url(self._kit.server.conninfo(self.name))
+        return _url(self.kit.server.conninfo(self.name))
 
     @property
     def config_path(self) -> Path:
         """A YAML file that leads a subprocess to this database; it is removed with the run."""
         if self._config_path is None:
-            config = self._kit.server.config(self.name)
+            config = self.kit.server.config(self.name)
             handle, path = tempfile.mkstemp(prefix="pgmonkey_", suffix=".yaml")
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 yaml.safe_dump(config, file)
@@ -114,12 +114,12 @@ class Database:
 
         Raises KitError in an existing database, in which nothing is ever committed.
         """
-        if self._existing:
+        if self.existing:
             raise KitError(
                 f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
                 "it. Use scratch databases (--pgmonkey-database=scratch)"
             )
-        with self._kit.preparing(self.name):
+        with self.kit.preparing(self.name):
             yield
 
     def remove_files(self) -> None:
@@ -270,7 +270,7 @@ class Kit:
         name = self._database.name
         self.sandbox.close()
         self.sandbox.spoiled = False
-        if self._database._existing or self._written:
+        if self._database.existing or self._written:
             raise KitError(
                 f"a test has committed to the database {name!r}, which cannot be made again as it "
                 "was; the run stops"

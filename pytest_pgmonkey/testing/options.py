@@ -1,4 +1,4 @@
-"""The options of the plugin: one table, and what command line, environment and ini file say of it."""
+"""The options of the plugin: a table, and what command line, environment and ini say of it."""
 
 from __future__ import annotations
 

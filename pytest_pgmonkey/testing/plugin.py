@@ -32,6 +32,15 @@ _KIT: Final = pytest.StashKey["Kit"]()
 _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _TEST_FIXTURE: Final = "_pgmonkey_test"
+_BEGINNING: Final = (
+    "pgmonkey",
+    "pgmonkey_connection",
+    "pgmonkey_manager",
+    "pgmonkey_normal",
+    "pgmonkey_pool",
+    "pgmonkey_async",
+    "pgmonkey_async_pool",
+)
 _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 
 
@@ -153,8 +162,13 @@ def _prepare_item(item: pytest.Item) -> None:
 
 def _put_first(item: pytest.Item, names: list[str]) -> None:
     """Begin the test before any other fixture of function scope, so that it ends after them."""
-    if _TEST_FIXTURE in names:
-        names.remove(_TEST_FIXTURE)
+    beginning = next((name for name in names if name in _BEGINNING), None)
+    if beginning is not None:
+        names.remove(beginning)
+    elif item.get_closest_marker(_MARKER) is not None:
+        beginning = _TEST_FIXTURE
+    else:
+        return  # It asks for the server or the database only.
     definitions = getattr(item, "_fixtureinfo", None)
     known = definitions.name2fixturedefs if definitions is not None else {}
     position = len(names)
@@ -163,8 +177,7 @@ def _put_first(item: pytest.Item, names: list[str]) -> None:
         if found and found[-1].scope == "function":
             position = index
             break
-    if item.get_closest_marker(_MARKER) is not None:
-        names.insert(position, _TEST_FIXTURE)
+    names.insert(position, beginning)
 
 
 # pgmonkey_connection
@@ -222,7 +235,10 @@ def kit_of(config: pytest.Config) -> Kit:
     if kit is None:
         from .kit import Kit
 
-        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], config.stash[_INTERCEPTION])
+        interception = config.stash[_INTERCEPTION]
+        # A doctest or getfixturevalue() may ask although no collected test said that it would.
+        sources.interceptor = interception
+        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], interception)
     return kit
 
 
@@ -233,7 +249,7 @@ def show_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, PGMonkeyError) or type(error).__module__.startswith("psycopg"):
-            pytest.fail(f"pgmonkey: {error}", pytrace=False)
+            raise pytest.fail.Exception(f"pgmonkey: {error}", pytrace=False) from None
         raise
 
 

@@ -49,15 +49,21 @@ class Statement:
     words: tuple[str, ...]
     text: str
     read_only: bool = False
-    on_commit: str | None = None
-    """`DROP` or `DELETE`, of a temporary table that is created."""
+    plain: bool = False
+    """Nothing but a query or a write: it can be sent as it is in an open transaction."""
+    settings: tuple[str, ...] = ()
+    """The names that SET or RESET changes; none for RESET ALL."""
     sets_config: bool = False
     """Whether it calls `set_config`, which is SET by another name."""
+    temporary: tuple[str, str] | None = None
+    """A temporary table that it creates, with `DROP` or `DELETE` for its ON COMMIT."""
+    advisory: bool = False
+    """Whether it speaks of advisory locks, which a rollback does not give back."""
 
     @property
     def chains(self) -> bool:
         """Whether the end of the transaction begins the next (`AND CHAIN`)."""
-        return self.words[-2:] == ("AND", "CHAIN")
+        return self.words[-2:] == ("AND", "CHAIN") and self.words[-3:-2] != ("NO",)
 
 
 _TOKEN: Final = re.compile(
@@ -193,16 +199,19 @@ _HARMLESS_CALLS: Final = frozenset(
 
 def _judge(draft: _Draft, text: str) -> Statement:
     words = draft.words
-    first = words[0]
-    verb = _verb(first, words)
-    read_only = verb is Verb.QUERY and draft.calls <= _HARMLESS_CALLS
+    verb = _verb(words[0], words)
+    sets_config = "SET_CONFIG" in draft.calls
+    advisory = "advisory" in text.lower()
     return Statement(
         verb,
         tuple(words[:8]),
         text,
-        read_only,
-        _on_commit(verb, words),
-        "SET_CONFIG" in draft.calls,
+        read_only=verb is Verb.QUERY and draft.calls <= _HARMLESS_CALLS,
+        plain=verb in (Verb.QUERY, Verb.WRITE) and not sets_config and not advisory,
+        settings=_settings(text) if verb in (Verb.SET, Verb.SET_LOCAL) else (),
+        sets_config=sets_config,
+        temporary=_temporary(words, text) if verb is Verb.DDL else None,
+        advisory=advisory,
     )
 
 
@@ -242,9 +251,45 @@ def _writes(words: list[str]) -> bool:
     return any(word == "FOR" and after in _LOCKING for word, after in zip(words, words[1:]))
 
 
-def _on_commit(verb: Verb, words: list[str]) -> str | None:
-    if verb is Verb.DDL and words[0] == "CREATE" and "COMMIT" in words:
-        at = words.index("COMMIT")
-        if words[at - 1] == "ON" and words[at + 1 : at + 2] in (["DROP"], ["DELETE"]):
-            return words[at + 1]
+_SETTING: Final = re.compile(
+    r"(?:SET|RESET)\s+(?:(?:LOCAL|SESSION)\s+(?!AUTHORIZATION|CHARACTERISTICS))?"
+    r"(SESSION\s+\w+|TIME\s+ZONE|XML\s+OPTION|[\w.\"$]+)",
+    re.IGNORECASE,
+)
+_DEFAULT_MODES: Final = (
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "default_transaction_deferrable",
+)
+_SETTING_SYNTAX: Final = {
+    "all": (),
+    "names": ("client_encoding",),
+    "schema": ("search_path",),
+    "session authorization": ("session_authorization", "role"),
+    "session characteristics": _DEFAULT_MODES,
+    "time zone": ("timezone",),
+    "xml option": ("xmloption",),
+}
+
+
+def _settings(text: str) -> tuple[str, ...]:
+    found = _SETTING.match(text)
+    if not found:
+        return ()
+    name = " ".join(found.group(1).lower().replace('"', "").split())
+    return _SETTING_SYNTAX.get(name, (name,))
+
+
+_TEMPORARY: Final = re.compile(
+    r"TEMP(?:ORARY)?\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:pg_temp\s*\.\s*)?(\"[^\"]+\"|[\w$]+)",
+    re.IGNORECASE,
+)
+
+
+def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
+    """Find the temporary table that is emptied or dropped at each commit."""
+    for at in range(1, len(words) - 2):
+        if words[at : at + 2] == ["ON", "COMMIT"] and words[at + 2] in ("DROP", "DELETE"):
+            found = _TEMPORARY.search(text)
+            return (found.group(1), words[at + 2]) if found else None
     return None

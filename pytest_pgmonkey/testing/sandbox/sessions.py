@@ -1,0 +1,81 @@
+"""Session settings on a session that is shared: each borrower finds its own, and no other's.
+
+Nothing is replayed: what a borrower's statements have set is read from the server when another
+borrower takes over, so that what was rolled back is not set again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from .backend import SAVEPOINT
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from .backend import Backend
+
+RESET: Final = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
+
+
+class Session:
+    """The settings of one borrower, as far as they differ from those of the server."""
+
+    __slots__ = ("ended", "given", "names", "sets_modes", "values")
+
+    def __init__(self, given: tuple[tuple[str, str], ...] = ()) -> None:
+        self.given: Final = given
+        self.names: set[str] = set()
+        self.values: dict[str, str] = {}
+        self.ended = False
+        self.sets_modes = any(name.startswith("default_transaction") for name, _ in given)
+
+    def touch(self, names: Iterable[str]) -> None:
+        """Note that a statement has perhaps set these."""
+        self.names.update(names)
+        if not self.sets_modes:
+            self.sets_modes = any(name.startswith("default_transaction") for name in self.names)
+
+
+def change_hands(
+    backend: Backend, session: Session | None, *, standing: bool
+) -> Generator[Any, Any, None]:
+    """Put the settings of the last borrower away and this one's in force.
+
+    `standing`: in front of the savepoint that stands, or a rollback to it would undo this.
+    """
+    last = backend.settings_of
+    if last is not None and last.names and not last.ended:
+        names = sorted(last.names)
+        found = yield from read(backend, names)
+        last.values = {name: value for name, value in zip(names, found) if value is not None}
+    commands = [RESET]
+    if session is not None:
+        commands += [assignment(name, value) for name, value in session.given]
+        # The role last: it may not be allowed to set the others.
+        values = sorted(session.values.items(), key=lambda item: item[0] == "role")
+        commands += [assignment(name, value) for name, value in values]
+    if standing:
+        commands = [b"RELEASE _pgmonkey", *commands, SAVEPOINT]
+    backend.settings_of = session
+    yield from backend.run(b"; ".join(commands))
+
+
+def read(backend: Backend, names: list[str]) -> Generator[Any, Any, list[str | None]]:
+    """Give the current values of settings; `None` for one that does not exist."""
+    columns = [b"pg_catalog.current_setting(%s, true)" % literal(name) for name in names]
+    (result,) = yield from backend.run(b"SELECT " + b", ".join(columns))
+    values = [result.get_value(0, i) for i in range(len(names))]
+    return [None if value is None else value.decode() for value in values]
+
+
+def assignment(name: str, value: str) -> bytes:
+    """Give the statement that sets a setting for the session."""
+    return b"SELECT pg_catalog.set_config(%s, %s, false)" % (literal(name), literal(value))
+
+
+def literal(value: str) -> bytes:
+    """Quote a string, whatever `standard_conforming_strings` says."""
+    return b"E'%s'" % value.encode().replace(b"\\", b"\\\\").replace(b"'", b"\\'")
+
+

@@ -1,0 +1,318 @@
+"""The application's own production code, unchanged, in the test's transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REFUSAL = "*used outside of a test that has a database*"
+
+
+def test_an_application_runs_unchanged(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """Import-time handles, threads and tasks all work in the test's transaction."""
+    project.makepyfile(
+        """
+        import asyncio
+        import threading
+        import pytest
+        import app
+
+        def test_sync(pgmonkey):
+            app.add("a")
+            thread = threading.Thread(target=app.add, args=["b"])
+            thread.start()
+            thread.join()
+            assert app.names() == ["a", "b"]
+            assert pgmonkey.execute("SELECT count(*) FROM item").fetchone() == (2,)
+
+        def test_nothing_stays(pgmonkey):
+            assert app.names() == []
+
+        @pytest.mark.pgmonkey
+        def test_marker_alone():
+            app.add("c")
+            assert app.names() == ["c"]
+
+        @pytest.mark.asyncio
+        async def test_async(pgmonkey):
+            await asyncio.gather(*[app.aadd(str(i)) for i in range(5)])
+            await asyncio.to_thread(app.add, "t")
+            assert await app.anames() == ["0", "1", "2", "3", "4", "t"]
+            assert app.names() == await app.anames()
+        """
+    )
+    run().assert_outcomes(passed=4)
+
+
+def test_access_outside_a_test_is_refused(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """A handle entered by a test that asks for no database raises at once, naming the ways."""
+    project.makepyfile(
+        """
+        import pytest
+        import app
+
+        @pytest.fixture(scope="session")
+        def seeded():
+            app.add("x")
+
+        def test_plain():
+            app.names()
+
+        def test_session_fixture(seeded, pgmonkey):
+            pass
+
+        def test_good(pgmonkey):
+            assert app.names() == []
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    result.stdout.fnmatch_lines([REFUSAL])
+
+
+def test_a_session_fixture_may_unblock(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """What a session fixture writes inside unblock() is there for every test."""
+    project.makepyfile(
+        """
+        import asyncio
+        import pytest
+        import app
+
+        @pytest.fixture(scope="session", autouse=True)
+        def seeded(pgmonkey_database):
+            with pgmonkey_database.unblock():
+                app.add("seed")
+                asyncio.run(app.aadd("aseed"))
+
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_it(pgmonkey, n):
+            app.add("z")
+            assert app.names() == ["aseed", "seed", "z"]
+        """
+    )
+    run().assert_outcomes(passed=2)
+
+
+def test_fixtures_of_the_user_around_ours(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """The user's own function fixtures may use the application, in whatever order they come."""
+    project.makepyfile(
+        """
+        import pytest
+        import app
+
+        @pytest.fixture
+        def before():
+            app.add("before")
+            yield
+            assert "test" in app.names()
+
+        @pytest.fixture(autouse=True)
+        def always():
+            pass
+
+        def test_it(before, pgmonkey):
+            app.add("test")
+            assert app.names() == ["before", "test"]
+
+        @pytest.mark.usefixtures("before", "pgmonkey_pool")
+        class TestClass:
+            def test_it(self):
+                app.add("test")
+
+        @pytest.mark.pgmonkey
+        def test_marked(before):
+            app.add("test")
+        """
+    )
+    run().assert_outcomes(passed=3)
+
+
+def test_a_second_database_name_is_refused_or_mapped(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """Two files with one dbname lead to one database; another name needs a line of the ini."""
+    (project.path / "same.yaml").write_text("connection_settings: {dbname: app, host: b.invalid}\n")
+    (project.path / "other.yaml").write_text("connection_settings: {dbname: reporting}\n")
+    project.makepyfile(
+        """
+        from pytest_pgmonkey import PGConnectionManager
+        import app
+
+        def test_same(pgmonkey):
+            with PGConnectionManager().get_database_connection("same.yaml", "normal") as conn:
+                conn.execute("INSERT INTO item (name) VALUES ('same')")
+            assert app.names() == ["same"]
+
+        def test_other(pgmonkey):
+            with PGConnectionManager().get_database_connection("other.yaml", "normal") as conn:
+                conn.execute("INSERT INTO item (name) VALUES ('other')")
+            assert app.names() == ["other"]
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*names the database 'reporting'*", "*reporting = primary"])
+    run("--pgmonkey-map", "reporting = primary").assert_outcomes(passed=2)
+
+
+def test_what_the_file_says_of_a_connection_holds(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """Pool sizes, time-outs, session settings and autocommit are the file's."""
+    (project.path / "strict.yaml").write_text(
+        "connection_settings: {dbname: app, autocommit: true, application_name: shop}\n"
+        "sync_settings: {search_path: [pg_temp, public], statement_timeout: 4s}\n"
+        "pool_settings: {min_size: 1, max_size: 1, timeout: 0.05}\n"
+    )
+    project.makepyfile(
+        """
+        import pytest, psycopg_pool
+        from pytest_pgmonkey import PGConnectionManager
+
+        def test_it(pgmonkey):
+            pool = PGConnectionManager().get_database_connection("strict.yaml", "pool")
+            with pool as conn:
+                assert conn.autocommit
+                for name, value in {
+                    "statement_timeout": "4s",
+                    "search_path": "pg_temp, public",
+                    "application_name": "shop",
+                }.items():
+                    assert conn.execute("SHOW " + name).fetchone() == (value,)
+                with pytest.raises(psycopg_pool.PoolTimeout), pool:
+                    pass
+            assert pgmonkey.execute("SHOW statement_timeout").fetchone() == ("0",)
+            assert pgmonkey.execute("SHOW application_name").fetchone() != ("shop",)
+        """
+    )
+    run().assert_outcomes(passed=1)
+
+
+def test_configure_hooks_are_called(project: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """`configure` and `aconfigure` prepare the connections of a test too."""
+    project.makepyfile(
+        """
+        import asyncio
+        from psycopg.rows import dict_row
+        from pytest_pgmonkey import PGConnectionManager
+
+        def configure(conn):
+            conn.row_factory = dict_row
+            conn.execute("SELECT 1")
+
+        async def aconfigure(conn):
+            conn.row_factory = dict_row
+            await conn.execute("SELECT 1")
+
+        def test_it(pgmonkey):
+            manager = PGConnectionManager(configure=configure, aconfigure=aconfigure)
+            with manager.get_database_connection("app.yaml", "pool") as conn:
+                assert conn.execute("SELECT 1 AS a").fetchone() == {"a": 1}
+
+            async def main():
+                async with await manager.get_database_connection("app.yaml", "async") as conn:
+                    return await (await conn.execute("SELECT 1 AS a")).fetchone()
+
+            assert asyncio.run(main()) == {"a": 1}
+        """
+    )
+    run().assert_outcomes(passed=1)
+
+
+def test_a_suite_that_does_not_use_the_kit_is_left_alone(
+    pytester: pytest.Pytester, run: Callable[..., Any], config_file: Any
+) -> None:
+    """Without option, fixture or marker the production code reaches the server that it names."""
+    pytester.makepyfile(
+        app="""
+        from pytest_pgmonkey import PGConnectionManager
+
+        pool = PGConnectionManager().get_database_connection("server.yaml", "pool")
+        with pool as conn:
+            conn.execute("CREATE TABLE imported (a int)")
+        """,
+        test_it="""
+        import app
+
+        def test_real():
+            with app.pool as conn:
+                assert conn.execute("SELECT count(*) FROM imported").fetchone() == (0,)
+        """,
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("pgmonkey:*")
+
+
+def test_import_time_access_is_refused_where_the_kit_is_used(
+    pytester: pytest.Pytester, run: Callable[..., Any], config_file: Any
+) -> None:
+    """An application that writes while it is imported does not reach its real database."""
+    pytester.makepyfile(
+        app="""
+        from pytest_pgmonkey import PGConnectionManager
+
+        with PGConnectionManager().get_database_connection("server.yaml", "normal") as conn:
+            conn.execute("CREATE TABLE imported (a int)")
+        """,
+        test_it="""
+        import app
+
+        def test_it(pgmonkey):
+            pass
+        """,
+    )
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([REFUSAL])
+
+
+def test_intercept_false_leaves_the_application_alone(
+    pytester: pytest.Pytester, run: Callable[..., Any], config_file: Any
+) -> None:
+    """With intercept=false only the kit's own handles are in the test's transaction."""
+    pytester.makepyfile(
+        """
+        from pytest_pgmonkey import PGConnectionManager
+
+        def test_it(pgmonkey, pgmonkey_manager):
+            with PGConnectionManager().get_database_connection("server.yaml", "normal") as conn:
+                conn.execute("CREATE TABLE really (a int)")
+            assert pgmonkey.execute("SELECT to_regclass('really')").fetchone() == (None,)
+            with pgmonkey.normal as conn:
+                assert conn.execute("SELECT to_regclass('really')").fetchone() == (None,)
+            with pgmonkey_manager.get_database_connection("server.yaml", "pool") as conn:
+                assert conn.execute("SELECT to_regclass('really')").fetchone() == (None,)
+        """
+    )
+    run("--pgmonkey-intercept=false").assert_outcomes(passed=1)
+
+
+def test_a_bad_file_is_judged_where_it_is_read(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """A configuration error shows in a test as it would in production."""
+    (project.path / "bad.yaml").write_text("connection_settings: {hots: x}\n")
+    project.makepyfile(
+        """
+        import pytest
+        from pytest_pgmonkey import ConfigError, PGConnectionManager
+
+        def test_it(pgmonkey):
+            with pytest.raises(ConfigError, match="host"):
+                PGConnectionManager().get_database_connection("bad.yaml", "normal")
+        """
+    )
+    run().assert_outcomes(passed=1)
