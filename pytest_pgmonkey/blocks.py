@@ -6,8 +6,10 @@ Nothing here talks to a server: the end of a block is a generator of calls.
 from __future__ import annotations
 
 import logging
+import sys
 from asyncio import _get_running_loop, current_task
 from contextvars import ContextVar
+from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +76,7 @@ class Block:
 
 #: The source of the blocks that a forked child finds open.
 INHERITED: Final = object()
+GENERATOR: Final = CO_GENERATOR | CO_ASYNC_GENERATOR
 #: The innermost block of this context; a chain, in which ended blocks are passed over.
 _innermost: ContextVar[Block | None] = ContextVar("pytest_pgmonkey_block", default=None)
 
@@ -119,8 +122,11 @@ class Blocks:
         return block
 
     def _by_holder(self) -> tuple[FrameType | None, Block]:
-        # An ExitStack enters and leaves in frames of its own.
-        candidates = [entry for entry in self._open if entry[0] is not None]
+        """Guess, for an exit in another frame: an ExitStack enters and leaves in its own."""
+        running = _running_frames()
+        # A frame that still runs, or that waits at a `yield`, will end its block by itself.
+        ended = [entry for entry in self._open if entry[0] is not None and entry[0] not in running]
+        candidates = [entry for entry in ended if not entry[1].code.co_flags & GENERATOR] or ended
         mine = [entry for entry in candidates if entry[1].is_mine()]
         if mine:
             return mine[-1]
@@ -153,6 +159,16 @@ class Blocks:
     def forget_parent(self) -> None:
         for _, block in self._open:
             block.source = INHERITED
+
+
+def _running_frames() -> set[FrameType]:
+    running = set()
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            running.add(frame)
+            frame = frame.f_back
+    return running
 
 
 # --- the end of a block ---

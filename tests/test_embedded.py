@@ -28,6 +28,7 @@ from pytest_pgmonkey.testing.binaries import (
     find_binaries,
 )
 from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.guarded import GuardedProcess
 from pytest_pgmonkey.testing.servers import ServerStartError
 
 if TYPE_CHECKING:
@@ -426,6 +427,15 @@ class TestDirectories:
         tmp_path.chmod(0o700)
         monkeypatch.setattr(embedded, "_bases", lambda: [tmp_path, Path("/tmp")])
         assert Path("/tmp") == embedded.choose_directories(65534)[0].parent
+
+    def test_a_directory_that_was_there_before_is_an_error_and_stays(self, tmp_path):
+        """A server never takes over, nor removes, a directory that it did not make."""
+        (tmp_path / "kept").touch()
+        made = Path(tempfile.gettempdir(), f"pgmonkey-{os.getpid()}-made")
+        with pytest.raises(ServerStartError, match="File exists"):
+            GuardedProcess([made, tmp_path], None)
+        assert (tmp_path / "kept").exists()
+        assert not made.exists()
 
 
 class TestBinaries:

@@ -73,21 +73,22 @@ class ConfiguredServer:
         settings = {**self._config["connection_settings"], "dbname": dbname}
         return {**self._config, "connection_settings": settings}
 
-    def create_database(self, name: str = "") -> str:
-        """Create a scratch database of this run and give its name."""
-        self._sweep()
-        scratch = f"pgmonkey_{self._run}{_checksum(self._run)}_{name}"
-        assert self._lock is not None
+    def scratch_name(self, name: str) -> str:
+        """Give the name of a scratch database, which tells its run."""
+        return f"pgmonkey_{self._run}{_checksum(self._run)}_{name}"
+
+    def create_database(self, name: str) -> None:
+        """Create a scratch database of this run; raises ScratchError."""
+        conn = self._sweep()
         try:
-            self._lock.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(scratch)))
+            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         except psycopg.errors.InsufficientPrivilege:
             raise ScratchError(
                 f"{self.description}: its role may not create databases, and a schema needs one: "
                 "ALTER ROLE … CREATEDB, or test in the database as it is, with "
                 "--pgmonkey-database=existing and no schema"
             ) from None
-        self._made.append(scratch)
-        return scratch
+        self._made.append(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database that this run has made."""
@@ -109,10 +110,10 @@ class ConfiguredServer:
             autocommit=True,
         )
 
-    def _sweep(self) -> None:
-        """Drop the scratch databases of runs that are dead, and only those."""
+    def _sweep(self) -> psycopg.Connection[Any]:
+        """Drop, once, the scratch databases of runs that are dead, and only those."""
         if self._lock is not None:
-            return
+            return self._lock
         conn = self._lock = self._connect()
         conn.execute("SELECT pg_advisory_lock(%s)", [_lock_key(self._run)])
         rows = conn.execute(
@@ -123,6 +124,7 @@ class ConfiguredServer:
             found = _NAME.fullmatch(name)
             if found and _checksum(found[1]) == found[2] and found[1] != self._run:
                 self._sweep_one(conn, name, found[1])
+        return conn
 
     def _sweep_one(self, conn: psycopg.Connection[Any], name: str, run: str) -> None:
         key = _lock_key(run)

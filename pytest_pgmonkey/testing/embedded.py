@@ -102,6 +102,10 @@ class EmbeddedServer:
     def config(self, dbname: str) -> dict[str, Any]:
         return settings_of(self.conninfo(dbname))
 
+    def scratch_name(self, name: str) -> str:
+        """Give the name of a database for tests; the whole server is the run's own."""
+        return name
+
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a database that the tests' role owns."""
         from psycopg import sql

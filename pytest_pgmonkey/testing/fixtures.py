@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .plugin import kit_of, settle, show_errors
+from .plugin import is_async, kit_of, settle, show_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +108,9 @@ def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 @pytest.fixture
 def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A handle; the test runs once per connection type of its own kind, sync or async."""
+    from .views import view
+
     _pgmonkey_kit.begin()
-    yield _pgmonkey_kit.handle(request.param)
+    with view(_pgmonkey_kit.handle(request.param), for_async=is_async(request.function)) as handle:
+        yield handle
     settle(_pgmonkey_kit)

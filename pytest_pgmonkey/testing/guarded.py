@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["GuardedProcess"]
+__all__ = ["GuardedProcess", "TakenError"]
 
 LOG_LINES = 15
+
+
+class TakenError(ServerStartError):
+    """A directory of the server is there already."""
 
 
 class GuardedProcess:
@@ -45,6 +49,15 @@ class GuardedProcess:
             self.directories = []  # what was there before the guardian is not ours to remove
             self.end()
             raise
+
+    def copy(self, source: Path, files: int, size: int) -> bool:
+        """Copy a data directory of so many files and bytes; tell whether all of it was there."""
+        return bool(self._request("copy", str(source), files, size))
+
+    def serve_run(self, controller: int) -> None:
+        """Leave the server to a whole run: it ends with that process, no longer with this one."""
+        self._request("serve_run", controller)
+        self.forget()
 
     def run(self, *argv: str) -> int:
         """Run a program to its end and give its exit code."""
@@ -92,7 +105,7 @@ class GuardedProcess:
             process.returncode = 0  # or its finalizer warns of a process still running
             _close_pipes(process)
 
-    def _request(self, *request: str) -> Any:
+    def _request(self, *request: str | int) -> Any:
         with self._lock:
             process = self._process
             if process is None or process.stdin is None or self._waiting:
@@ -111,9 +124,8 @@ class GuardedProcess:
     def _result(self, line: str) -> Any:
         answer = json.loads(line) if line else {"error": "the process that guards it has ended"}
         if "error" in answer:
-            raise ServerStartError(
-                f"The embedded server cannot run: {answer['error']}.", log=self.log()
-            )
+            kind = TakenError if answer.get("taken") else ServerStartError
+            raise kind(f"The embedded server cannot run: {answer['error']}.", log=self.log())
         return answer["result"]
 
 

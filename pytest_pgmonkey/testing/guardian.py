@@ -5,8 +5,10 @@ server's directories, starts the server's programs as its own children, and when
 pytest closes or pytest is gone it stops the server and removes the directories. So a normal end
 and a SIGKILL of pytest take the same path.
 
-Requests are JSON arrays, one a line: `["run", program, ...]`, `["start", program, ...]`,
-`["halt", signal]`. Each gets one JSON value as its answer.
+Requests are JSON arrays, one a line: `["copy", directory, files, bytes]`, `["run", program, ...]`,
+`["start", program, ...]`, `["halt", signal]`, `["serve_run", pid]`. Each gets one JSON value as
+its answer. After `serve_run` the server lives as long as that process: the controller of a run
+whose workers share it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ STOP_LIMIT = 5.0
 REMOVE_LIMIT = 10.0
 LOG = "server.log"
 DATA = "data"
+PID = "guardian.pid"
+CHUNK = 1 << 20
 
 
 def read_lock_file(data: str) -> list[str]:
@@ -88,6 +92,56 @@ def _remove_entries(path: str) -> None:
                     os.unlink(entry.path)
 
 
+def copy_tree(source: str, target: str, uid: int = -1) -> list[int]:
+    """Copy a directory of plain files for their owner alone; give how many files and bytes."""
+    os.mkdir(target, 0o700)
+    counted = [0, 0]
+    with os.scandir(source) as entries:
+        for entry in entries:
+            path = f"{target}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                files, size = copy_tree(entry.path, path, uid)
+            elif entry.is_file(follow_symlinks=False):
+                files, size = 1, _copy_file(entry.path, path, uid)
+            else:
+                raise OSError(f"{entry.path} is neither a file nor a directory")
+            counted = [counted[0] + files, counted[1] + size]
+    if uid >= 0:
+        os.chown(target, uid, uid)
+    return counted
+
+
+def _copy_file(source: str, target: str, uid: int) -> int:
+    size = 0
+    with (
+        open(source, "rb", buffering=0) as reading,
+        open(target, "xb", buffering=0, opener=_open_private) as writing,
+    ):
+        while chunk := reading.read(CHUNK):
+            size += len(chunk)
+            while chunk:
+                chunk = chunk[writing.write(chunk) :]
+        if uid >= 0:
+            os.fchown(writing.fileno(), uid, uid)
+    return size
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that waits for its parent to notice its end does not."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return os.name == "nt" or not os.path.exists("/proc/self/stat")
+
+
 def end_orphan(data: str) -> None:
     """End the server of a data directory that is no child of this process, with its segment."""
     lines = read_lock_file(data)
@@ -126,17 +180,29 @@ class Guardian:
         self.child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._ended = False
+        self._handed_over = uid < 0
+        self._run = 0
 
     def make_directories(self, paths: list[str]) -> None:
         """Make the server's directories; only what was made here is ever removed."""
         for path in paths:
             os.mkdir(path, 0o700)
             self.directories.append(path)
-            if self.uid >= 0:
+        with open(f"{self.home}/{PID}", "x", encoding="ascii") as file:
+            file.write(str(os.getpid()))
+
+    def _hand_over(self) -> None:
+        """Give the directories to the server's user, once root has nothing to write in them."""
+        if not self._handed_over:
+            self._handed_over = True
+            for path in self.directories:
                 os.chown(path, self.uid, self.uid)
 
     def serve(self) -> None:
-        """Answer requests until pytest closes the pipe."""
+        """Answer requests until pytest closes the pipe, and wait for the run's end if there is one.
+
+        The watching thread ends this process then.
+        """
         for line in sys.stdin:
             verb, *arguments = json.loads(line)
             try:
@@ -145,6 +211,23 @@ class Guardian:
                 answer({"error": str(error)})
             else:
                 answer({"result": result})
+        if self._run:
+            self._watching.join()
+
+    def do_copy(self, source: str, files: int, size: int) -> bool:
+        """Copy a data directory; tell whether it is whole. An incomplete one is removed."""
+        try:
+            whole = not self._handed_over or self.uid < 0
+            whole = whole and copy_tree(source, self.data, self.uid) == [files, size]
+        except OSError:
+            whole = False
+        if not whole:
+            remove_tree(self.data)
+        return whole
+
+    def do_serve_run(self, pid: int) -> None:
+        """Live as long as another process does, whatever becomes of the one that asks."""
+        self._run = pid
 
     def do_run(self, *argv: str) -> int:
         """Run a program to its end and give its exit code."""
@@ -166,9 +249,13 @@ class Guardian:
         """Stop the server and keep its directories."""
         self._end_child(getattr(signal, signal_name))
 
-    def watch_parent(self) -> None:
-        """End everything once pytest is gone, also where a fork of pytest holds the pipe open."""
-        while os.getppid() == self.parent:
+    def watch(self) -> None:
+        """Start to end everything once pytest is gone, also where a fork of it holds the pipe."""
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
+
+    def _watch(self) -> None:
+        while is_alive(self._run) if self._run else os.getppid() == self.parent:
             time.sleep(PARENT_POLL)
         self.end()
         os._exit(0)
@@ -190,6 +277,7 @@ class Guardian:
         with self._lock, open(f"{self.home}/{LOG}", "ab") as log:
             if self._ended:
                 raise OSError("the server is being removed")
+            self._hand_over()
             self.child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -239,11 +327,11 @@ def main(parent: str, uid: str, *directories: str) -> None:
         if os.name != "nt":
             if os.getppid() != guardian.parent:
                 return
-            threading.Thread(target=guardian.watch_parent, daemon=True).start()
+            guardian.watch()
         try:
             guardian.make_directories(list(directories))
         except OSError as error:
-            answer({"error": str(error)})
+            answer({"error": str(error), "taken": isinstance(error, FileExistsError)})
             return
         answer({"result": None})
         guardian.serve()

@@ -37,6 +37,10 @@ class KitError(PGMonkeyError):
     """The kit cannot give a test what it asks for; the message says what to do."""
 
 
+class SpoiledError(KitError):
+    """A test has committed something that cannot be undone: no other may run on it."""
+
+
 def start_server(options: Options) -> Server:
     """Start or find the server that the options name; raises PGMonkeyError."""
     if options.config is not None:
@@ -119,6 +123,7 @@ class Database:
                 f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
                 "it. Use scratch databases (--pgmonkey-database=scratch)"
             )
+        self.kit.note_unblocked()
         with self.kit.preparing(self.name):
             yield
 
@@ -152,15 +157,18 @@ def _url(conninfo: dict[str, str]) -> str:
 class Kit:
     """What the fixtures of one process share; made at their first use."""
 
-    def __init__(self, options: Options, interception: Interception) -> None:
+    def __init__(
+        self, options: Options, interception: Interception, stop_run: Callable[[str], None]
+    ) -> None:
         self.options = options
+        self.stop_run = stop_run
         self.interception = interception
         self._server: Server | None = None
         self._sandbox: Sandbox | None = None
         self._database: Database | None = None
         self._steps: list[Path | Callable[[Any], Any]] = []
         self._specs: dict[str, ConnectionSpec] = {}
-        self._written = False
+        self._unblocked = False
         self._depth = 0
         self._pid = os.getpid()
 
@@ -174,10 +182,13 @@ class Kit:
         return self._server
 
     def prepare(self, steps: Iterable[Any]) -> Database:
-        """Make the database of this process and load the schema into it."""
+        """Make the database of this process, load the schema into it, and connect to it."""
         self._steps = resolve_steps(steps, self.options.rootdir)
         scratch = self._wants_scratch()
-        name = self._create() if scratch else self.server.database  # type: ignore[attr-defined]
+        server: Any = self.server
+        name = server.scratch_name("tests") if scratch else server.database
+        if scratch:
+            self._create(name)
         self._database = Database(self, name, existing=not scratch)
         conninfo = self.server.conninfo(name)
         self._sandbox = Sandbox(conninfo, self.options.wait_timeout)
@@ -185,6 +196,7 @@ class Kit:
             name: self.spec(name, conninfo) for name in ("normal", "pool", "async", "async_pool")
         }
         self.interception.sandbox = self._sandbox
+        self._sandbox.connect()
         return self._database
 
     def _wants_scratch(self) -> bool:
@@ -199,14 +211,12 @@ class Kit:
             )
         return options.database == "scratch" or wanted
 
-    def _create(self) -> str:
+    def _create(self, name: str) -> None:
         server = self.server
-        name = server.create_database("tests") or "tests"  # type: ignore[attr-defined]
+        server.create_database(name)  # type: ignore[attr-defined]
         self._create_extensions(name)
         with self.preparing(name):
             load_schema(self._steps, lambda: _connect(server.conninfo(name)))
-        self._written = False
-        return str(name)
 
     def _create_extensions(self, name: str) -> None:
         if self.options.extensions:
@@ -224,13 +234,16 @@ class Kit:
         """Lead handles to a database for real, for a block."""
         interception = self.interception
         before = interception.phase, interception.preparing
-        self._written = True
         interception.preparing = _Preparation(self, self.server.conninfo(name))
         interception.phase = Phase.PREPARING
         try:
             yield
         finally:
             interception.phase, interception.preparing = before
+
+    def note_unblocked(self) -> None:
+        """Note that the database holds more than the schema: it cannot be made again."""
+        self._unblocked = True
 
     # Tests
 
@@ -252,7 +265,10 @@ class Kit:
         self.interception.phase = Phase.TEST
 
     def end(self) -> tuple[list[str], list[str]]:
-        """End a test: undo it, and give its failures and what else its report should tell."""
+        """End a test: undo it, and give its failures and what else its report should tell.
+
+        Raises SpoiledError where that cannot be done.
+        """
         self._depth -= 1
         if self._depth:
             return [], []
@@ -261,24 +277,19 @@ class Kit:
         refusals = sandbox.take_refusals()
         failures = sandbox.reset()
         if sandbox.spoiled:
-            self._rebuild()
+            self._rebuild(failures)
         return failures, refusals
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, failures: list[str]) -> None:
         """Make the database anew after something was committed in it."""
-        assert self._database is not None
-        name = self._database.name
+        name = self.database.name
         self.sandbox.close()
         self.sandbox.spoiled = False
-        if self._database.existing or self._written:
-            raise KitError(
-                f"a test has committed to the database {name!r}, which cannot be made again as it "
-                "was; the run stops"
-            )
+        if self.database.existing or self._unblocked:
+            failures = [*failures, f"the database {name!r} is no longer as it was: the run stops"]
+            raise SpoiledError("; ".join(failures))
         self.server.drop_database(name)  # type: ignore[attr-defined]
-        fresh = self._create()
-        if fresh != name:
-            raise KitError(f"the database {name!r} could not be made again; the run stops")
+        self._create(name)
 
     def handle(self, connection_type: str) -> Any:
         """Give a handle of a type that leads to the test's transaction."""

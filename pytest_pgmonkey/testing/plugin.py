@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from .interception import Interception, Phase
 from .options import OPTIONS, TYPES, Option, OptionError, Options, environment, judge_types, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from .kit import Kit
 
@@ -188,9 +189,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if name not in metafunc.fixturenames or _is_parametrized(metafunc, name):
         return
     types = _types_of(metafunc)
-    is_async = _is_async(metafunc.function)
     if types == ("native",):
-        types = _NATIVE[is_async]
+        types = _NATIVE[is_async(metafunc.function)]
     elif types == ("all",):
         types = TYPES
     metafunc.parametrize(name, types, indirect=True, ids=types)
@@ -221,7 +221,8 @@ def _types_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
 
 
-def _is_async(function: Any) -> bool:
+def is_async(function: Any) -> bool:
+    """Whether a test function is a coroutine, also under hypothesis's wrapper."""
     inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
     return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
@@ -238,8 +239,14 @@ def kit_of(config: pytest.Config) -> Kit:
         interception = config.stash[_INTERCEPTION]
         # A doctest or getfixturevalue() may ask although no collected test said that it would.
         sources.interceptor = interception
-        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], interception)
+        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], interception, partial(_stop, config))
     return kit
+
+
+def _stop(config: pytest.Config, reason: str) -> None:
+    session = config.pluginmanager.get_plugin("session")
+    if session is not None:
+        session.shouldstop = reason
 
 
 @contextmanager
@@ -255,13 +262,14 @@ def show_errors() -> Iterator[None]:
 
 def settle(kit: Kit) -> None:
     """End a test: roll it back, and fail it for what went wrong unseen."""
+    from .kit import SpoiledError
+
     with show_errors():
-        failures, refusals = kit.end()
-    if failures or refusals:
-        _report(failures, refusals)
-
-
-def _report(failures: Iterable[str], refusals: Iterable[str]) -> None:
+        try:
+            failures, refusals = kit.end()
+        except SpoiledError as error:
+            kit.stop_run(f"pgmonkey: {error}")
+            raise
     for refusal in refusals:
         print(f"pgmonkey: {refusal}")  # noqa: T201 - captured into the test's report
     if failures:

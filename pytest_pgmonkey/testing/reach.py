@@ -10,9 +10,10 @@ import shutil
 import stat
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ..errors import PGMonkeyError
 
@@ -21,11 +22,20 @@ if TYPE_CHECKING:
 
     from .binaries import Binaries
 
-__all__ = ["cache_directory", "make_reachable", "may_enter", "unprivileged_uid"]
+__all__ = [
+    "cache_directory",
+    "locked",
+    "make_reachable",
+    "may_enter",
+    "private_cache",
+    "unprivileged_uid",
+]
 
 UNPRIVILEGED = 65534
 COPY_LIMIT = 500 * 1024 * 1024
 NAME = "pytest-pgmonkey"
+LOCK_LIMIT = 60.0
+LOCK_POLL = 0.01
 
 
 def unprivileged_uid() -> int | None:
@@ -70,6 +80,22 @@ def may_enter(directory: Path, uid: int | None) -> bool:
     )
 
 
+def private_cache(name: str) -> Path | None:
+    """Give a directory of the user's own cache that no other user reads, `None` without one."""
+    for base in _own_cache_bases():
+        directory = base / NAME / name
+        with contextlib.suppress(OSError):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if _is_ours(directory.parent) and _is_ours(directory) and _is_writable(directory):
+                return directory
+    return None
+
+
+def _is_writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
 def cache_directory(uid: int | None) -> Path:
     """Give a directory that only this user writes and `uid` can read, made where need be."""
     for base in _cache_bases():
@@ -88,15 +114,21 @@ def cache_directory(uid: int | None) -> Path:
 
 
 def _cache_bases() -> Iterator[Path]:
+    yield from _own_cache_bases()
+    yield from (Path("/var/cache"), Path("/var/tmp"))
+
+
+def _own_cache_bases() -> Iterator[Path]:
+    """Give the user's own cache directories; a user without a name may have no home either."""
     if named := os.environ.get("XDG_CACHE_HOME"):
         yield Path(named)
-    if os.name == "nt":
-        yield Path(os.environ.get("LOCALAPPDATA", Path.home()))
-    elif sys.platform == "darwin":
-        yield Path.home() / "Library" / "Caches"
-    else:
-        yield Path.home() / ".cache"
-    yield from (Path("/var/cache"), Path("/var/tmp"))
+    with contextlib.suppress(RuntimeError):
+        if os.name == "nt":
+            yield Path(os.environ.get("LOCALAPPDATA") or Path.home())
+        elif sys.platform == "darwin":
+            yield Path.home() / "Library" / "Caches"
+        else:
+            yield Path.home() / ".cache"
 
 
 def _nearest(path: Path) -> Path:
@@ -195,7 +227,7 @@ def _once(source: Path, uid: int | None, fill: Callable[[Path], None]) -> Path:
     found = source.stat()
     facts = f"{source.resolve()} {found.st_size} {found.st_mtime_ns}"
     target = cache / f"binaries-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
-    with _locked(cache):
+    with locked(cache):
         if not target.exists():
             partial = cache / f"partial-{secrets.token_hex(8)}"
             try:
@@ -217,15 +249,34 @@ def _settle(partial: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a cache directory; without one, the rename still gives a whole copy."""
+def locked(directory: Path, limit: float = LOCK_LIMIT) -> Iterator[bool]:
+    """Hold the lock of a cache directory; gives `False` where it cannot be had in time.
+
+    Without it, the rename still gives a whole copy. A run that is stopped with the lock in its
+    hands must not stop all others, hence the limit.
+    """
+    with (directory / "lock").open("w") as file:
+        held = _lock(file, limit)
+        if held:
+            for left_by_a_killed_run in directory.glob("partial-*"):
+                shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
+        yield held
+
+
+def _lock(file: TextIO, limit: float) -> bool:
     try:
         import fcntl
     except ImportError:
-        yield
-        return
-    with (directory / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for left_by_a_killed_run in directory.glob("partial-*"):
-            shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
-        yield
+        return False
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_POLL)
+        except OSError:  # a file system without locks
+            return False
+        else:
+            return True

@@ -50,7 +50,9 @@ pool_settings:
 """
 # Not ours, and raised before any test where asyncio_default_fixture_loop_scope is unset.
 _WARNINGS = ("-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning")
-SCHEMA = "CREATE TABLE item (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);\n"
+SCHEMA = (
+    "CREATE TABLE item (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);\n"
+)
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ def test_all_four_types_share_one_transaction(
                     return await cursor.fetchone()
 
             assert asyncio.run(main()) == (3,)
-            assert pgmonkey.execute("SELECT count(*) FROM t WHERE a <> %s", ["x"]).fetchone() == (3,)
+            cursor = pgmonkey.execute("SELECT count(*) FROM t WHERE a <> %s", ["x"])
+            assert cursor.fetchone() == (3,)
 
         def test_is_clean(pgmonkey):
             assert pgmonkey.execute("SELECT to_regclass('t')").fetchone() == (None,)
@@ -160,7 +161,9 @@ def test_types_by_option_and_marker(pytester: pytest.Pytester, run: Callable[...
     )
     result = run("-v", "--pgmonkey-types=pool")
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["*test_option?pool?*", "*test_marker?normal?*", "*test_own?pool?*"])
+    result.stdout.fnmatch_lines(
+        ["*test_option?pool?*", "*test_marker?normal?*", "*test_own?pool?*"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 REFUSAL = "*used outside of a test that has a database*"
 
 
-def test_an_application_runs_unchanged(
-    project: pytest.Pytester, run: Callable[..., Any]
-) -> None:
+def test_an_application_runs_unchanged(project: pytest.Pytester, run: Callable[..., Any]) -> None:
     """Import-time handles, threads and tasks all work in the test's transaction."""
     project.makepyfile(
         """
@@ -78,9 +76,7 @@ def test_access_outside_a_test_is_refused(
     result.stdout.fnmatch_lines([REFUSAL])
 
 
-def test_a_session_fixture_may_unblock(
-    project: pytest.Pytester, run: Callable[..., Any]
-) -> None:
+def test_a_session_fixture_may_unblock(project: pytest.Pytester, run: Callable[..., Any]) -> None:
     """What a session fixture writes inside unblock() is there for every test."""
     project.makepyfile(
         """
@@ -172,7 +168,8 @@ def test_what_the_file_says_of_a_connection_holds(
 ) -> None:
     """Pool sizes, time-outs, session settings and autocommit are the file's."""
     (project.path / "strict.yaml").write_text(
-        "connection_settings: {dbname: app, autocommit: true, application_name: shop}\n"
+        "connection_settings:\n"
+        "  {dbname: app, autocommit: true, application_name: shop, options: -c work_mem=5MB}\n"
         "sync_settings: {search_path: [pg_temp, public], statement_timeout: 4s}\n"
         "pool_settings: {min_size: 1, max_size: 1, timeout: 0.05}\n"
     )
@@ -189,6 +186,7 @@ def test_what_the_file_says_of_a_connection_holds(
                     "statement_timeout": "4s",
                     "search_path": "pg_temp, public",
                     "application_name": "shop",
+                    "work_mem": "5MB",
                 }.items():
                     assert conn.execute("SHOW " + name).fetchone() == (value,)
                 with pytest.raises(psycopg_pool.PoolTimeout), pool:

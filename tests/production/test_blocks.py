@@ -128,6 +128,26 @@ def test_stack_left_in_another_thread(handle: Handle, rows: Any) -> None:
     assert rows() == [1]
 
 
+def test_stack_left_inside_of_other_blocks(handle: Handle, rows: Any) -> None:
+    """A stack does not end the block of a `with` that goes on, nor of a generator that waits."""
+
+    def dependency() -> Iterator[Any]:
+        with handle as conn:
+            conn.execute("INSERT INTO t VALUES (1)")
+            yield conn
+
+    stack = ExitStack()
+    stack.enter_context(handle).execute("INSERT INTO t VALUES (2)")
+    waiting = dependency()
+    next(waiting)
+    with handle as conn:
+        conn.execute("INSERT INTO t VALUES (3)")
+        stack.close()
+        assert rows() == [2]
+        waiting.close()
+    assert rows() == [2, 3]
+
+
 def test_stacks_that_cannot_be_told_apart(handle: Handle) -> None:
     """Where it cannot be known which block ends, none is ended and the error says what to do."""
     one, two = ExitStack(), ExitStack()

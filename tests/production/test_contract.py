@@ -539,6 +539,16 @@ async def test_clear_cache_from_sync_code(kind: Kind, sessions: Any) -> None:
     await asyncio.wait_for(wait_for_the_end(), 10)
 
 
+async def test_manager_after_its_end(kind: Kind) -> None:
+    """A manager that was closed can be used again."""
+    async with kind.manager:
+        first = await kind.get()
+    second = await kind.get()
+    assert first is not second
+    async with block(second) as conn:
+        assert await value(conn, "SELECT 1") == 1
+
+
 async def test_reading_code_that_never_awaits(kind: Kind, tmp_path: Path) -> None:
     """A file that is wrong is an error at the call, for every type."""
     with pytest.raises(ConfigError, match=r"missing\.yaml"):

@@ -51,7 +51,7 @@ def config_path(make_config: Callable[..., Path]) -> Path:
 def test_tutorial_script(run_script: Any, config_path: Path, type_: str) -> None:
     """The tutorial's script prints its result and ends, for every type."""
     script = ASYNC_SCRIPT if type_ in ASYNC else SYNC_SCRIPT
-    finished = run_script(script, config_path, type_, options=("-X", "dev"))
+    finished = run_script(script, config_path, type_, options=("-W", "default"))
     finished.assert_clean()
     assert finished.out == "hello\n"
     assert finished.seconds < 5
@@ -177,7 +177,7 @@ def test_dropped_manager(run_script: Any, config_path: Path) -> None:
         until(lambda: threading.active_count() == 1)
         """,
         config_path,
-        options=("-X", "dev"),
+        options=("-W", "default"),
     )
     finished.assert_clean()
 
@@ -205,7 +205,7 @@ def test_dropped_async_manager(run_script: Any, config_path: Path) -> None:
         asyncio.run(main())
         """,
         config_path,
-        options=("-X", "dev"),
+        options=("-W", "default"),
     )
     finished.assert_clean()
 
@@ -226,7 +226,7 @@ def test_manager_used_in_one_expression(run_script: Any, config_path: Path) -> N
                 print(cur.execute("SELECT 2").fetchone()[0])
         """,
         config_path,
-        options=("-X", "dev"),
+        options=("-W", "default"),
     )
     finished.assert_clean()
     assert finished.out.split() == ["1", "2", "1", "2"]

@@ -177,7 +177,7 @@ def test_locks_that_another_thread_holds(run_script: Any, config_path: Path) -> 
 
         manager = PGConnectionManager()
         handle = manager.get_database_connection(sys.argv[1], "pool")
-        with manager._lock, handle._lock, handle._blocks._lock:
+        with manager._lock, handle._lock:
             child = os.fork()
             if child == 0:
                 signal.alarm(20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 from psycopg import pq
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGconn, PGresult
 
-    from .borrower import Borrower, SessionSetting
+    from .borrower import Borrower
+    from .sessions import Session
+
+    Steps = Generator[Any, Any, Any]
 
 SAVEPOINT: Final = b"SAVEPOINT _pgmonkey"
 REFRESH: Final = b"RELEASE _pgmonkey; SAVEPOINT _pgmonkey"
 UNDO: Final = b"ROLLBACK TO _pgmonkey"
-_TEST: Final = b"SAVEPOINT _pgmonkey_test"
+_DEFERRABLE: Final = (
+    b"SELECT quote_ident(n.nspname) || '.' || quote_ident(c.conname), c.condeferred "
+    b"FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace "
+    b"WHERE c.condeferrable"
+)
 
 _STATUS: Final = pq.TransactionStatus
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
@@ -38,9 +45,9 @@ _COPY: Final = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COP
 
 
 class Level(Enum):
-    """How deep the session stands in its outer transaction."""
+    """How deep the session stands in the current frame."""
 
-    NONE = auto()  # nothing of the test: no outer transaction, or only that of a wider scope
+    NONE = auto()  # nothing has been done in it
     DIRECT = auto()  # the only work in it is one virtual transaction, without a savepoint
     BARE = auto()  # committed work, and no savepoint after it yet
     STANDING = auto()  # a savepoint stands after the committed work
@@ -48,6 +55,15 @@ class Level(Enum):
 
 class EscapeError(SandboxError):
     """The outer transaction has ended although the test is still running."""
+
+
+class Frame(NamedTuple):
+    """What is rolled back at once: a test, or a wider scope as far as it goes by itself."""
+
+    level: Level
+    settings_before: Session | None
+    deferrable_before: list[tuple[str, bool]] | None
+    changed: bool
 
 
 class Backend:
@@ -63,24 +79,42 @@ class Backend:
             autocommit=True,
         )
         self.pgconn: Final[PGconn] = self.root.pgconn
+        self.backend_pid: Final = self.pgconn.backend_pid
         self.template = Template(self.pgconn)
         set_notice_handler(self.pgconn, self._on_notice)
         self.pid: Final = os.getpid()
         self.turn = Turn()
         self.lent: dict[Borrower, None] = {}
         self.abandoned: list[Borrower] = []
+        # The current frame, and those around it.
         self.level = Level.NONE
+        self.frames: list[Frame] = []
         self.isolation = b""
-        self.scopes = 0
-        self.settings_of: object | None = None
+        self.settings_of: Session | None = None
+        self._settings_before: Session | None = None
         self.deferrable: list[tuple[str, bool]] | None = None
+        self._deferrable_before: list[tuple[str, bool]] | None = None
+        self._changed = False  # whether there was DDL in the current frame
+        # What outlives a rollback, to be undone after the test.
+        self.advisory = self._advisory_functions()
+        self.prepared = False
         self.escaped: EscapeError | None = None
         self._awaiting = False
         self._backlog: list[bytes] = []
 
+    def _advisory_functions(self) -> bool:
+        """Find whether a function takes advisory locks, which no statement's text shows."""
+        (result,) = self.run_blocking(
+            b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
+            b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
+            b"AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
+            b"'information_schema'::pg_catalog.regnamespace))"
+        )
+        return bool(result.get_value(0, 0) == b"t")
+
     @property
     def dead(self) -> bool:
-        """Whether the server's side of the session is gone."""
+        """Whether the session is gone."""
         return bool(self.pgconn.status == pq.ConnStatus.BAD)
 
     @property
@@ -88,11 +122,18 @@ class Backend:
         """Whether answers must be collected before the next command."""
         return self._awaiting
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the next virtual transaction can be the outer one itself."""
+        return self.level is Level.NONE and not self.frames
+
     def _on_notice(self, result: PGresult) -> None:
         holder = self.turn.holder
         conn = holder.wrapper() if holder is not None else None
         if conn is not None:
             deliver_notice(conn, result)
+
+    # Commands of our own
 
     def post(self, command: bytes) -> None:
         """Send a command now and collect its answer later."""
@@ -103,15 +144,18 @@ class Backend:
             self.pgconn.flush()
             self._awaiting = True
 
-    def collect(self) -> Generator[Any, Any, None]:
+    def collect(self) -> Steps:
         """Fetch the answers of what was posted; raises the first error among them."""
         pgconn = self.pgconn
         pgconn.consume_input()
+        results = yield from execute(pgconn)
         self._awaiting = False
-        _raise_first((yield from execute(pgconn)))
-        if self._backlog:
-            commands, self._backlog = self._backlog, []
-            yield from self.run(b"; ".join(commands))
+        try:
+            _raise_first(results)
+        finally:
+            if self._backlog:
+                commands, self._backlog = self._backlog, []
+                yield from self.run(b"; ".join(commands))
 
     def run(self, command: bytes) -> Generator[Any, Any, list[PGresult]]:
         """Send commands of our own and wait for their answers."""
@@ -120,32 +164,114 @@ class Backend:
         _raise_first(results)
         return results
 
-    def send_again(self, setting: SessionSetting) -> Generator[Any, Any, None]:
-        """Repeat a statement that set something of the session."""
-        if setting.params is None:
-            self.pgconn.send_query(setting.query)
-        else:
-            self.pgconn.send_query_params(
-                setting.query,
-                setting.params,
-                param_types=setting.types,
-                param_formats=setting.formats,
-            )
-        _raise_first((yield from execute(self.pgconn)))
-
     def run_blocking(self, command: bytes = b"") -> list[PGresult]:
         """Collect what was posted, then run a command, from code outside any borrower."""
-        if self._awaiting:
+        if getattr(self, "_awaiting", False):
             self.root.wait(self.collect())
         return self.root.wait(self.run(command)) if command else []
 
-    def stand(self) -> bytes:
-        """Give the command, if any, after which a fresh savepoint stands."""
-        level, self.level = self.level, Level.STANDING
-        if level is Level.NONE:
-            self.isolation = b""
-            return (_TEST if self.scopes else b"BEGIN") + b"; " + SAVEPOINT
-        return SAVEPOINT if level is Level.BARE else b""
+    # The outer transaction and its savepoints
+
+    def begin(self, command: bytes, isolation: bytes) -> Steps:
+        """Begin the outer transaction as the virtual one that is asked for."""
+        self._settings_before = self.settings_of
+        yield from self.run(command)
+        self.level, self.isolation = Level.DIRECT, isolation
+
+    def stand(self, modes: bytes = b"") -> Steps:
+        """Make sure that a fresh savepoint stands after the committed work."""
+        if self.level is not Level.STANDING:
+            command = self._standing_command(modes)
+            yield from self.run(command)
+            self.stands(modes)
+
+    def _standing_command(self, modes: bytes) -> bytes:
+        """Give the command after which a fresh savepoint stands in the current frame."""
+        commands = []
+        levels = [frame.level for frame in self.frames] + [self.level]
+        for depth, level in enumerate(levels):
+            if level is Level.NONE:
+                commands.append(b"BEGIN" + modes if depth == 0 else b"SAVEPOINT " + _mark(depth))
+        return b"; ".join([*commands, SAVEPOINT])
+
+    def stands(self, modes: bytes = b"") -> None:
+        """Note that the savepoint stands."""
+        if self.level is Level.NONE:
+            self._settings_before = self.settings_of
+            if not self.frames or self.frames[0].level is Level.NONE:
+                self.isolation = modes.removeprefix(b" ISOLATION LEVEL ")
+        self.frames = [
+            frame._replace(level=Level.BARE) if frame.level is Level.NONE else frame
+            for frame in self.frames
+        ]
+        self.level = Level.STANDING
+
+    def undo_direct(self) -> None:
+        """Roll back the virtual transaction that is the outer one."""
+        self.post(b"ROLLBACK")
+        self.restore_frame()
+
+    def restore_frame(self) -> None:
+        """Note that all work of the current frame was undone."""
+        self.level = Level.NONE
+        self.settings_of = self._settings_before
+        if self._changed:
+            self.deferrable, self._changed = self._deferrable_before, False
+
+    def push_frame(self) -> None:
+        """Begin a narrower scope: what follows can be undone by itself."""
+        self.frames.append(
+            Frame(self.level, self._settings_before, self._deferrable_before, self._changed)
+        )
+        self.level = Level.NONE
+        self._settings_before = self.settings_of
+        self._deferrable_before = self.deferrable
+        self._changed = False
+
+    def undo_frame(self) -> None:
+        """Post the end of all work of the current frame."""
+        if self.level is not Level.NONE:
+            mark = _mark(len(self.frames))
+            undo = b"ROLLBACK TO %s; RELEASE %s" % (mark, mark) if self.frames else b"ROLLBACK"
+            after = self._after_rollback()
+            self.post(b"; ".join([undo, *after]) if after else undo)
+            self.restore_frame()
+
+    def pop_frame(self) -> None:
+        """Go back to the wider scope."""
+        frame = self.frames.pop()
+        self.level, self._settings_before, self._deferrable_before, self._changed = frame
+
+    def _after_rollback(self) -> list[bytes]:
+        commands = []
+        if self.advisory:
+            commands.append(b"SELECT pg_catalog.pg_advisory_unlock_all()")
+        if self.prepared:
+            commands.append(b"DEALLOCATE ALL")
+            self.prepared = False
+            self.forget_prepared()
+        return commands
+
+    # The catalogue
+
+    def note_ddl(self) -> None:
+        """Note that constraints may have come or gone."""
+        self.deferrable = None
+        self._changed = True
+
+    def find_deferrable(self) -> Steps:
+        """Give the deferrable constraints, each with whether it is initially deferred."""
+        if self.deferrable is None:
+            (result,) = yield from self.run(_DEFERRABLE)
+            self.deferrable = [
+                ((result.get_value(i, 0) or b"").decode(), result.get_value(i, 1) == b"t")
+                for i in range(result.ntuples)
+            ]
+            if not self._changed:
+                self._deferrable_before = self.deferrable
+        return self.deferrable
+
+    # Ends
 
     def interrupt(self) -> None:
         """End a COPY or a stream that its borrower left in the middle."""
@@ -174,6 +300,10 @@ class Backend:
     def close(self) -> None:
         """End the session."""
         self.root.close()
+
+
+def _mark(depth: int) -> bytes:
+    return b"_pgmonkey_%d" % depth
 
 
 def _raise_first(results: list[PGresult]) -> None:

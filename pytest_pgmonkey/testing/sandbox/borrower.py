@@ -7,11 +7,8 @@ connection; everything else is decided at once. See docs/isolation.md for the ru
 from __future__ import annotations
 
 import os
-import re
-import sys
 import threading
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import pq
@@ -21,13 +18,17 @@ from .backend import REFRESH, SAVEPOINT, UNDO, EscapeError, Level
 from .internals import (
     CLOSE,
     CONTROL,
+    DECLARE,
     LOCAL,
     STATEMENT,
+    has_prepared,
+    holds,
     read_operation,
-    set_control_result,
-    set_results,
 )
-from .lexer import Statement, Verb, statements
+from .lexer import DECLARATION, Statement, Verb, statements
+from .modes import Modes, transaction_modes
+from .script import RefusedError, Script, discard_all, no_block
+from .sessions import Session, assignment, change_hands, config_calls, read
 from .turns import current_task
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .backend import Backend
+    from .places import Place
     from .turns import Turn
 
     Steps = Generator[Any, Any, Any]
@@ -47,7 +49,8 @@ _CLONE_ADVICE: Final = (
 )
 _ADVISED: Final = frozenset({"25001", "2D000", "55P04"})
 _CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
-_PLAIN_VERBS: Final = frozenset({Verb.QUERY, Verb.WRITE})
+_BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
+_GUARDED: Final = frozenset({"SAVEPOINT", "SET"})
 
 _XIDS: Final = (
     b"SELECT count(*) FROM pg_catalog.pg_locks "
@@ -57,103 +60,34 @@ _XIDS: Final = (
 _PROBE: Final = (
     _XIDS + b"; SELECT pg_catalog.pg_logical_emit_message(true, 'pgmonkey', ''); " + _XIDS
 )
-_DEFERRABLE: Final = (
-    b"SELECT quote_ident(n.nspname) || '.' || quote_ident(c.conname), c.condeferred "
-    b"FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace "
-    b"WHERE c.condeferrable"
-)
 _OPEN_CURSORS: Final = (
     b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE NOT is_holdable AND name <> ''"
 )
-_RESET_SESSION: Final = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
-_DISCARD_ALL: Final = (
-    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
-    b"SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
-)
-
-
-class RefusedError(SandboxError, psycopg.NotSupportedError):
-    """A rolled-back test cannot do this; the message says what to do instead."""
-
-
-class Modes(NamedTuple):
-    """The transaction modes of a BEGIN."""
-
-    isolation: bytes
-    read_only: bool
-
-
-_ISOLATION: Final = re.compile(
-    rb"ISOLATION\s+LEVEL\s+(SERIALIZABLE|REPEATABLE\s+READ|READ\s+COMMITTED|READ\s+UNCOMMITTED)",
-    re.IGNORECASE,
-)
-_READ_ONLY: Final = re.compile(rb"READ\s+ONLY", re.IGNORECASE)
-
-
-@lru_cache(maxsize=64)
-def transaction_modes(command: bytes) -> Modes:
-    """Read the modes of a BEGIN, START TRANSACTION or SET TRANSACTION."""
-    found = _ISOLATION.search(command)
-    level = b" ".join(found.group(1).upper().split()) if found else b""
-    if level in (b"READ COMMITTED", b"READ UNCOMMITTED"):
-        level = b""  # the default, and the same thing in PostgreSQL
-    return Modes(level, _READ_ONLY.search(command) is not None)
-
-
-_PACKAGE: Final = __name__.split(".", 1)[0]
-_PASSED_OVER: Final = (_PACKAGE, "contextlib", "psycopg", "psycopg_pool")
-
-
-class Place(NamedTuple):
-    """A line of user code."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{os.path.relpath(self.file)}:{self.line}"  # noqa: PTH109 - no pathlib equivalent
-
-
-def caller() -> Place:
-    """Give the innermost line that belongs neither to the kit nor to psycopg."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").split(".", 1)[0] not in _PASSED_OVER:
-            break
-        frame = frame.f_back
-    return Place(frame.f_code.co_filename, frame.f_lineno)
-
-
-class SessionSetting(NamedTuple):
-    """A statement that changed a setting of the borrower's session, to be sent again."""
-
-    query: bytes
-    params: Any
-    types: Any
-    formats: Any
+# Savepoints of the user's in a transaction that has none of ours would outlive its commit.
+_GUARD: Final = b"SAVEPOINT _pgmonkey_guard"
+_UNGUARD: Final = b"RELEASE _pgmonkey_guard"
 
 
 class Borrower:
     """One borrowed connection as the shared backend sees it."""
 
     __slots__ = (
-        "_backend",
-        "_deferred_by_user",
+        "_guarded",
         "_in_section",
         "_local",
-        "_log",
         "_place",
-        "_settings",
         "_streaming",
         "_suspended",
         "_temporary",
         "_unit",
         "_uses_cursors",
         "_writes",
+        "backend",
         "closed_because",
         "current",
+        "is_scope",
+        "modes",
         "open",
-        "pending",
         "returned",
         "session",
         "special",
@@ -173,21 +107,20 @@ class Borrower:
         settings: tuple[tuple[str, str], ...] = (),
         timeout: float = 5.0,
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._place = place
-        self._settings = settings
         self.timeout = timeout
         self.turn: Turn = backend.turn
         self.wrapper: weakref.ref[Any] = lambda: None  # type: ignore[assignment]
-        self.session: object | None = self if settings else None
-        self._log: list[SessionSetting] = []
+        self.session: Session | None = Session(settings) if settings else None
         self.closed_because = "the connection is closed"
-        self.returned = False
+        self.returned = self.is_scope = False
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
         self.current = ""
         self._in_section = self._streaming = self._unit = False
         self.open = self._suspended = False
+        self._temporary: list[tuple[str, str]] = []
         self._forget_transaction()
 
     def _forget_transaction(self) -> None:
@@ -195,10 +128,10 @@ class Borrower:
         self._writes = False
         self.surely_reads = True
         self.special = False
+        self.modes = b""
+        self._guarded = False
         self._uses_cursors = False
         self._local: dict[str, str | None] = {}
-        self._temporary: list[tuple[str, str]] = []
-        self.pending: list[SessionSetting] = []
 
     # What others ask
 
@@ -210,19 +143,24 @@ class Borrower:
     @property
     def status(self) -> pq.TransactionStatus:
         """The transaction status that application code expects to see."""
-        if self.returned or self._backend.dead:
+        if self.returned or self.backend.dead:
             return _STATUS.UNKNOWN
-        if self.turn.holder is self and not self._backend.behind:
-            real = _STATUS(self._backend.pgconn.transaction_status)
+        if self.turn.holder is self and not self.backend.behind:
+            real = _STATUS(self.backend.pgconn.transaction_status)
             if real == _STATUS.ACTIVE or self.open:
                 return real
             return _STATUS.IDLE
         return _STATUS.INTRANS if self.open else _STATUS.IDLE
 
     @property
+    def failed(self) -> bool:
+        """Whether its transaction is aborted, and waits for its end."""
+        return self.open and self.status == _STATUS.INERROR
+
+    @property
     def owns_running_statement(self) -> bool:
         """Whether a cancel request would reach a statement of this borrower."""
-        return not self.returned and self.turn.holder is self and not self._backend.behind
+        return not self.returned and self.turn.holder is self and not self.backend.behind
 
     def pin(self) -> None:
         """Keep the turn to the end of the transaction: its savepoints cannot be interleaved."""
@@ -241,18 +179,9 @@ class Borrower:
 
     def displace(self) -> Steps:
         """Find whether the displaced holder has only read; gives whether the turn is ours."""
-        backend = self._backend
+        backend = self.backend
         try:
-            if backend.behind:
-                yield from backend.collect()
-            if backend.level is Level.DIRECT:
-                results = yield from backend.run(_XIDS)
-                wrote = results[0].get_value(0, 0) != b"0"
-            else:
-                results = yield from backend.run(_PROBE)
-                wrote = results[0].get_value(0, 0) == results[2].get_value(0, 0)
-                if not wrote:
-                    yield from backend.run(UNDO)
+            wrote = yield from self._probe()
         except BaseException:
             self.turn.give_back(self)
             raise
@@ -266,11 +195,25 @@ class Borrower:
             displaced._suspended = displaced.open
         return True
 
+    def _probe(self) -> Steps:
+        """Find whether the open virtual transaction has a transaction id, so has written."""
+        backend = self.backend
+        if backend.behind:
+            yield from backend.collect()
+        if backend.level is Level.DIRECT:
+            results = yield from backend.run(_XIDS)
+            return results[0].get_value(0, 0) != b"0"
+        results = yield from backend.run(_PROBE)
+        wrote = results[0].get_value(0, 0) == results[2].get_value(0, 0)
+        if not wrote:
+            yield from backend.run(UNDO)
+        return wrote
+
     # Operations
 
-    def plan(self, conn: Any, gen: Any) -> tuple[str, Any, Any, Any] | None:
+    def plan(self, gen: Any) -> tuple[str, Any, Any, Any] | None:
         """Judge an operation before it runs; `None` if it does not touch the backend."""
-        if self._backend.pid != os.getpid():
+        if self.backend.pid != os.getpid():
             gen.close()
             raise SandboxError(
                 "a forked process cannot use the test's connection; let it open its own, "
@@ -291,80 +234,107 @@ class Borrower:
         kind, sql, obj, gen = planned
         self.thread = threading.get_ident()
         self.task = current_task()
-        parts = statements(_text(sql, conn)) if kind is STATEMENT else ()
         if self._streaming:
-            return gen
+            return self._stream_on(gen) if self._unit and not self.surely_reads else gen
+        parts = statements(_text(sql, conn)) if kind is STATEMENT else ()
         if self._in_section:
             self._check_section(parts)
             return gen
-        backend = self._backend
+        backend = self.backend
         if (
             self.open
             and not self._suspended
             and not backend.behind
             and backend.settings_of is self.session
             and len(parts) == 1
-            and parts[0].verb in _PLAIN_VERBS
-            and not parts[0].sets_config
+            and parts[0].plain
         ):
             self._note(parts[0])
             return gen
+        if kind is DECLARE:
+            kind, parts = STATEMENT, DECLARATION
         return self._steps(conn, kind, parts, obj, gen)
 
     def _steps(
         self, conn: Any, kind: str, parts: tuple[Statement, ...], obj: Any, gen: Any
     ) -> Steps:
-        yield from self._get_ready()
+        yield from self.get_ready()
         if kind is CONTROL:
             return (yield from gen)
-        if kind is CLOSE and not self.open and not obj_withhold(gen):
+        if kind is CLOSE and not self.open and not holds(obj):
             gen.close()
             return None
-        if any(part.verb in _CONTROL_VERBS for part in parts):
+        if self._is_script(conn, parts):
+            return (yield from Script(self, conn).run(obj, parts, gen))
+        if self._discards_all(conn, parts):
             gen.close()
-            return (yield from self._control(conn, obj, parts))
-        if len(parts) == 1 and parts[0].verb is Verb.DISCARD and parts[0].words[1:] == ("ALL",):
-            if conn._autocommit and not self.open:
-                gen.close()
-                return (yield from self._discard_all(conn, obj))
+            return (yield from discard_all(self, obj))
+        if parts and obj.closed:
+            return (yield from gen)  # which raises, in front of any BEGIN
         self._refuse_outside(conn, parts)
-        if not self.open and (conn._autocommit or kind is not STATEMENT):
+        if not self.open and (conn.autocommit or kind is not STATEMENT):
             yield from self._begin_unit()
-        elif not self.open and self._must_stand(parts):
-            yield from self.begin(conn._get_tx_start_command())
+        elif not self.open and not all(part.plain for part in parts):
+            # Our own commands come first, and must not be before the transaction.
+            yield from self.begin(conn.begin_command())
+        params = gen.gi_frame.f_locals.get("params") if parts else None
         for part in parts:
-            yield from self._before(part, obj)
+            yield from self.before(part, params)
+        return (yield from self._stream_on(gen))
+
+    def _stream_on(self, gen: Any) -> Steps:
+        """Run an operation, and what a commit does where it ends an autocommit statement."""
         result = yield from gen
-        self._remember_settings(parts, obj)
-        if self._unit and self._writes:
+        if self._unit and not self.surely_reads and not self._is_active:
             yield from self._end_work()
         return result
 
-    def _must_stand(self, parts: tuple[Statement, ...]) -> bool:
-        """Whether our own queries come first, which must not be before the transaction."""
-        return any(part.verb is Verb.SET_LOCAL or part.sets_config for part in parts)
+    @property
+    def _is_active(self) -> bool:
+        return bool(self.backend.pgconn.transaction_status == _STATUS.ACTIVE)
 
-    def _get_ready(self) -> Steps:
+    def _is_script(self, conn: Any, parts: tuple[Statement, ...]) -> bool:
+        """Whether the statements must be run one by one, for what they do to transactions."""
+        if any(part.verb in _CONTROL_VERBS for part in parts):
+            return True
+        implicit = len(parts) > 1 and conn.autocommit and not self.open
+        return implicit and any(part.verb in _BLOCK_VERBS for part in parts)
+
+    def _discards_all(self, conn: Any, parts: tuple[Statement, ...]) -> bool:
+        # Inside a transaction PostgreSQL refuses it, here as everywhere.
+        return (
+            len(parts) == 1
+            and parts[0].words == ("DISCARD", "ALL")
+            and conn.autocommit
+            and not self.open
+        )
+
+    def get_ready(self) -> Steps:
         """Bring the backend to where this borrower left it."""
-        backend = self._backend
+        backend = self.backend
         if backend.behind:
             yield from backend.collect()
         if backend.settings_of is not self.session:
-            yield from self._restore_session()
+            between = not self.open or self._suspended
+            standing = backend.level is Level.STANDING and between
+            yield from change_hands(backend, self.session, standing=standing)
         if self._suspended:
             self._suspended = False
-            if self.open and (command := backend.stand()):
-                yield from backend.run(command)
+            if self.open:
+                yield from backend.stand()
 
     def _begin_unit(self) -> Steps:
         """Begin what ends with the statement: the transaction of an autocommit connection."""
-        backend = self._backend
+        backend = self.backend
         self._forget_transaction()
-        if backend.level is Level.NONE and not backend.scopes and not self._in_section:
-            yield from backend.run(b"BEGIN")
-            backend.level, backend.isolation = Level.DIRECT, b""
-        elif command := backend.stand():
-            yield from backend.run(command)
+        modes = yield from self._default_modes()
+        if backend.is_fresh and not modes.read_only:
+            yield from backend.begin(b"BEGIN", modes.isolation)
+        else:
+            yield from backend.stand()
+            if modes.read_only:
+                self.special = True
+                yield from backend.run(b"SET TRANSACTION READ ONLY")
         self._unit = True
 
     def _note(self, part: Statement) -> None:
@@ -375,103 +345,150 @@ class Borrower:
         elif not part.read_only:
             self.surely_reads = False
 
-    def _before(self, part: Statement, cursor: Any) -> Steps:
+    def before(self, part: Statement, params: Any) -> Steps:
+        """Take note of a statement, and do what must be done before it."""
         self._note(part)
-        verb = part.verb
+        backend, verb = self.backend, part.verb
+        if part.advisory:
+            backend.advisory = True
         if verb is Verb.DDL:
-            self._backend.deferrable = None
-            if part.on_commit and (name := _temporary_table(part.text)):
-                self._temporary.append((name, part.on_commit))
+            backend.note_ddl()
+            if part.temporary:
+                self._temporary.append(part.temporary)
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
+        elif verb is Verb.SAVEPOINT and part.words[0] == "SAVEPOINT":
+            yield from self.guard()
+        elif verb is Verb.SET_TRANSACTION:
+            yield from self._set_transaction(part)
         elif verb is Verb.SET_LOCAL:
-            yield from self._remember_local(_setting_name(part.text))
+            yield from self._remember_local(list(part.settings))
         elif verb is Verb.SET:
-            self._local.pop(_setting_name(part.text), None)
+            self._touch(part.settings or ("role",))  # RESET ALL: something of the session
         elif verb in (Verb.DEALLOCATE, Verb.DISCARD):
-            self._backend.forget_prepared()
-        if part.sets_config and (names := _local_config_names(part.text, cursor)):
-            self.pin()
-            for name in names:
-                yield from self._remember_local(name)
+            backend.forget_prepared()
+        elif verb is Verb.PREPARE:
+            backend.prepared = True
+        if part.sets_config:
+            yield from self._before_set_config(part, params)
 
-    def _remember_local(self, name: str) -> Steps:
-        """Read a setting before SET LOCAL changes it: RELEASE does not restore it."""
+    def guard(self) -> Steps:
+        """Make what the user's savepoints and modes do end at the virtual commit."""
+        if self.backend.level is Level.DIRECT and not self._guarded:
+            yield from self.backend.run(_GUARD)
+            self._guarded = True
+
+    def _set_transaction(self, part: Statement) -> Steps:
+        backend = self.backend
+        modes = transaction_modes(part.text.encode())
+        if modes.isolation and backend.level is Level.DIRECT and not self._guarded:
+            yield from backend.run(b"SET TRANSACTION ISOLATION LEVEL " + modes.isolation)
+            backend.isolation = modes.isolation
+        if modes.read_only is not None:
+            yield from self.guard()
         self.special = True
-        if name in self._local or not name:
-            return
-        query = b"SELECT pg_catalog.current_setting(%s, true)" % _literal(name)
-        results = yield from self._backend.run(query)
-        value = results[0].get_value(0, 0)
-        self._local[name] = None if value is None else value.decode()
 
-    def _remember_settings(self, parts: tuple[Statement, ...], cursor: Any) -> None:
-        """Note session settings: they are this borrower's, and others must not see them."""
-        if any(part.verb is Verb.SET or (part.sets_config and not self._local) for part in parts):
-            query = getattr(cursor, "_query", None)
-            if query is not None:
-                self.pin()
-                self.pending.append(
-                    SessionSetting(query.query, query.params, query.types, query.formats)
-                )
+    # Settings
+
+    def _touch(self, names: tuple[str, ...]) -> None:
+        """Note that a statement sets something of the session, which is this borrower's alone."""
+        if not names:
+            return
+        self.pin()
+        if self.session is None:
+            self.session = self.backend.settings_of = Session()
+        self.session.touch(names)
+        for name in names:
+            self._local.pop(name, None)
+
+    def _remember_local(self, names: list[str]) -> Steps:
+        """Read settings before SET LOCAL changes them: RELEASE does not restore them."""
+        self.pin()
+        names = [name for name in names if name not in self._local]
+        if names:
+            values = yield from read(self.backend, names)
+            self._local.update(zip(names, values))
+
+    def _before_set_config(self, part: Statement, params: Any) -> Steps:
+        calls = config_calls(part.text, params)
+        self._touch(tuple(name for name, is_local in calls if not is_local))
+        yield from self._remember_local([name for name, is_local in calls if is_local])
+
+    def _default_modes(self) -> Steps:
+        """Find the modes that the borrower's session gives to transactions that name none."""
+        if self.session is None or not self.session.sets_modes or self._in_section:
+            return Modes()
+        isolation, read_only = yield from read(
+            self.backend, ["default_transaction_isolation", "default_transaction_read_only"]
+        )
+        return Modes(isolation.upper().encode(), read_only == "on")
+
+    # Transactions
 
     def _refuse_outside(self, conn: Any, parts: tuple[Statement, ...]) -> None:
         """Refuse, as the server would, what needs a transaction block where there is none."""
-        if self.open or not conn._autocommit:
+        if self.open or not conn.autocommit or len(parts) != 1:
             return
-        for part in parts:
-            if part.verb is Verb.SAVEPOINT and len(parts) == 1:
-                word = "ROLLBACK TO SAVEPOINT" if part.words[0] == "ROLLBACK" else part.words[0]
-                word = "RELEASE SAVEPOINT" if word == "RELEASE" else word
-                raise psycopg.errors.NoActiveSqlTransaction(
-                    f"{word} can only be used in transaction blocks"
-                )
-            if part.verb is Verb.DECLARE and "HOLD" not in part.words and len(parts) == 1:
-                raise psycopg.errors.NoActiveSqlTransaction(
-                    "DECLARE CURSOR can only be used in transaction blocks"
-                )
-
-    # Transactions
+        (part,) = parts
+        declares = part.verb is Verb.DECLARE and part is not DECLARATION[0] and not part.holds
+        if part.verb is Verb.SAVEPOINT or declares:
+            raise no_block(part)
 
     def begin(self, command: bytes) -> Steps:
         """Begin the virtual transaction that psycopg or the user's SQL asks for."""
         if self.open:
             return None
-        backend = self._backend
-        modes = transaction_modes(command)
+        backend = self.backend
+        own = transaction_modes(command)
+        modes = own.over((yield from self._default_modes()))
+        self.modes = command
         self.special = bool(modes.isolation or modes.read_only)
-        fresh = backend.level is Level.NONE and not backend.scopes and not self._in_section
-        if fresh and not modes.read_only:
-            yield from backend.run(command)
-            backend.level, backend.isolation = Level.DIRECT, modes.isolation
-            self.open = True
-            return None
-        self._check_isolation(modes, fresh)
-        ahead = backend.stand()
-        if fresh and modes.isolation:
-            ahead = b"BEGIN ISOLATION LEVEL %s; %s" % (modes.isolation, SAVEPOINT)
-            backend.isolation = modes.isolation
-        if modes.read_only:
-            ahead = b"; ".join(filter(None, (ahead, b"SET TRANSACTION READ ONLY")))
-        if self._in_section:
-            if ahead:
-                yield from self.wrapper().real_command(ahead)
-        elif ahead:
-            yield from backend.run(ahead)
+        if backend.is_fresh and not modes.read_only and not self._in_section:
+            yield from backend.begin(command, modes.isolation)
+        elif self._in_section:
+            yield from self._begin_in_section(modes)
+        else:
+            yield from self._begin_standing(modes)
         self.open = True
         return None
 
-    def _check_isolation(self, modes: Modes, fresh: bool) -> None:
-        wanted = modes.isolation
-        if wanted and not fresh and wanted != self._backend.isolation:
-            raise RefusedError(
-                f"isolation level {wanted.decode()} cannot be had here: the test's transaction "
-                "has already begun with another. Use it in the test's first transaction, or "
-                'give the test its own database with @pytest.mark.pgmonkey(isolation="clone").'
-            )
+    def begin_again(self, command: bytes) -> Steps:
+        """Send a BEGIN inside a transaction: the server warns, and sets the modes it names."""
+        modes = transaction_modes(command)
+        if modes.read_only is not None:
+            yield from self.guard()
+        if modes != Modes():
+            self.special = True
+            self.modes += b" " + command
+        yield from self.backend.run(command)
+
+    def _begin_standing(self, modes: Modes) -> Steps:
+        backend = self.backend
+        if backend.is_fresh and modes.isolation:
+            yield from backend.stand(b" ISOLATION LEVEL " + modes.isolation)
+        else:
+            yield from self._check_isolation(modes)
+            yield from backend.stand()
+        if modes.read_only:
+            yield from backend.run(b"SET TRANSACTION READ ONLY")
+
+    def _check_isolation(self, modes: Modes) -> Steps:
+        wanted, backend = modes.isolation, self.backend
+        if wanted in (b"", backend.isolation) or wanted == b"READ COMMITTED":
+            return
+        if not backend.is_fresh and not self._in_section:
+            (current,) = yield from read(backend, ["transaction_isolation"])
+            if current and current.upper().encode() == wanted:
+                return
+        raise RefusedError(
+            f"isolation level {wanted.decode()} cannot be had here: the test's transaction "
+            "has already begun with another. Use it in the test's first transaction, or "
+            'give the test its own database with @pytest.mark.pgmonkey(isolation="clone").'
+        )
 
     def commit(self) -> Steps:
         """Commit the virtual transaction; after an error it is rolled back, as the server does."""
+        self._check_not_streaming()
         if not self.open:
             return None
         if self._suspended:
@@ -479,29 +496,34 @@ class Borrower:
             return None
         if self._in_section:
             return (yield from self._commit_section())
-        if self._backend.pgconn.transaction_status == _STATUS.INERROR:
+        if self.backend.pgconn.transaction_status == _STATUS.INERROR:
             return (yield from self.rollback())
         if not self.surely_reads or self.special:
             yield from self._end_work()
         self._post_commit()
         return None
 
+    def _check_not_streaming(self) -> None:
+        if self._streaming:
+            raise psycopg.OperationalError("another command is already in progress")
+
     def _post_commit(self) -> None:
-        backend = self._backend
-        self._keep_settings()
-        restore = self._restore_local()
+        backend = self.backend
+        restore = [assignment(name, value or "") for name, value in self._local.items()]
         if backend.level is Level.DIRECT:
             backend.level = Level.BARE
-            if restore:
-                backend.post(restore)
+            commands = [_UNGUARD, *restore] if self._guarded else restore
+            if commands:
+                backend.post(b"; ".join(commands))
         elif restore:
-            backend.post(b"RELEASE _pgmonkey; %s; %s" % (restore, SAVEPOINT))
+            backend.post(b"; ".join([b"RELEASE _pgmonkey", *restore, SAVEPOINT]))
         elif not self.surely_reads or self.special:
             backend.post(REFRESH)
         self._close_transaction()
 
     def rollback(self) -> Steps:
         """Roll the virtual transaction back, without waiting for the answer."""
+        self._check_not_streaming()
         if self.open and self._in_section:
             yield from self._rollback_section()
         elif self.open:
@@ -509,11 +531,10 @@ class Borrower:
         return None
 
     def _post_rollback(self) -> None:
-        backend = self._backend
+        backend = self.backend
         if not self._suspended:
             if backend.level is Level.DIRECT:
-                backend.post(b"ROLLBACK")
-                backend.level = Level.NONE
+                backend.undo_direct()
             else:
                 backend.post(UNDO)
         self._close_transaction()
@@ -526,140 +547,45 @@ class Borrower:
 
     def _end_work(self) -> Steps:
         """Do what a real commit does before it is one: checks, cursors, temporary tables."""
-        backend = self._backend
-        if self._writes or not self.surely_reads:
-            yield from self._check_deferred()
-        if self._uses_cursors:
-            results = yield from backend.run(_OPEN_CURSORS)
-            names = [results[0].get_value(i, 0) or b"" for i in range(results[0].ntuples)]
-            if names:
-                yield from backend.run(b"; ".join(b"CLOSE " + name for name in names))
-        for name, action in self._temporary:
-            statement = "DROP TABLE IF EXISTS" if action == "DROP" else "TRUNCATE"
-            yield from backend.run(f"{statement} pg_temp.{name}".encode())
-
-    def _check_deferred(self) -> Steps:
-        backend = self._backend
-        if backend.deferrable is None:
-            (result,) = yield from backend.run(_DEFERRABLE)
-            backend.deferrable = [
-                ((result.get_value(i, 0) or b"").decode(), result.get_value(i, 1) == b"t")
-                for i in range(result.ntuples)
-            ]
-        if not backend.deferrable:
-            return
+        backend = self.backend
         try:
-            yield from backend.run(b"SET CONSTRAINTS ALL IMMEDIATE")
+            yield from self._check_deferred()
         except psycopg.Error:
             if self.open:
                 self._post_rollback()
             raise
+        if self._uses_cursors:
+            (result,) = yield from backend.run(_OPEN_CURSORS)
+            names = [result.get_value(i, 0) or b"" for i in range(result.ntuples)]
+            if names:
+                yield from backend.run(b"; ".join(b"CLOSE " + name for name in names))
+        if self._temporary:
+            yield from self._clear_temporary()
+
+    def _check_deferred(self) -> Steps:
+        backend = self.backend
+        deferrable = yield from backend.find_deferrable()
+        if not deferrable:
+            return
+        yield from backend.run(b"SET CONSTRAINTS ALL IMMEDIATE")
         again = ["SET CONSTRAINTS ALL DEFERRED"]
-        immediate = [name for name, deferred in backend.deferrable if not deferred]
+        immediate = [name for name, deferred in deferrable if not deferred]
         if immediate:
             again.append(f"SET CONSTRAINTS {', '.join(immediate)} IMMEDIATE")
         yield from backend.run("; ".join(again).encode())
 
-    # Raw SQL that speaks of transactions
-
-    def _control(self, conn: Any, cursor: Any, parts: tuple[Statement, ...]) -> Steps:
-        if any(part.verb is Verb.TWO_PHASE for part in parts):
-            raise RefusedError(
-                "two-phase commit would end the transaction that the test is rolled back with; "
-                'use @pytest.mark.pgmonkey(isolation="clone") for this test'
-            )
-        if not hasattr(cursor, "_query") or getattr(cursor, "_name", None):
-            raise RefusedError("a transaction command cannot be run by this kind of cursor")
-        if len(parts) == 1:
-            tag = yield from self._control_command(parts[0])
-            set_control_result(cursor, tag, self._backend.pgconn)
-            return None
-        return (yield from self._script(conn, cursor, parts))
-
-    def _control_command(self, part: Statement) -> Steps:
-        """Run BEGIN, COMMIT or ROLLBACK as the connection's own methods do; gives its tag."""
-        self.current = part.text
-        modes = part.text.encode()
-        if part.verb is Verb.BEGIN:
-            yield from self.begin(b"BEGIN" if part.words[0] != "START" else modes)
-            if part.words[0] == "BEGIN" and len(part.words) > 1 and not self.open:
-                yield from self.begin(modes)
-            return b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN"
-        failed = self.status == _STATUS.INERROR
-        commits = part.verb is Verb.COMMIT and not failed
-        if part.verb is Verb.COMMIT:
-            yield from self.commit()
-        else:
-            yield from self.rollback()
-        if part.chains:
-            yield from self._get_ready()
-            yield from self.begin(b"BEGIN")
-        return b"COMMIT" if commits else b"ROLLBACK"
-
-    def _script(self, conn: Any, cursor: Any, parts: tuple[Statement, ...]) -> Steps:
-        """Run a string of several statements, transaction commands among them, one by one."""
-        results: list[Any] = []
-        for part in parts:
-            yield from self._get_ready()
-            if part.verb in _CONTROL_VERBS:
-                yield from self._control_command(part)
-                results.append(self._backend.pgconn.make_empty_result(pq.ExecStatus.COMMAND_OK))
-                continue
-            implicit = not self.open
-            if implicit:
-                yield from self.begin(conn._get_tx_start_command())
-            yield from self._before(part, cursor)
-            results += yield from self._backend.run(part.text.encode())
-            if implicit and conn._autocommit:
-                yield from self.commit()
-        set_results(cursor, results)
-        return None
-
-    def _discard_all(self, conn: Any, cursor: Any) -> Steps:
-        """Do what DISCARD ALL does; PostgreSQL refuses the command itself in a transaction."""
-        yield from self._begin_unit()
-        self.pin()
-        for command in _DISCARD_ALL.split(b"; "):
-            yield from self._backend.run(command)
-        self._backend.forget_prepared()
-        self._log.clear()
-        self._settings = ()
-        self.session = None
-        self._backend.settings_of = None
-        set_control_result(cursor, b"DISCARD ALL", self._backend.pgconn)
-
-    # Session settings
-
-    def _keep_settings(self) -> None:
-        if self.pending:
-            self._log += self.pending
-            self.session = self._backend.settings_of = self
-
-    def _restore_local(self) -> bytes:
-        return b"; ".join(
-            b"SELECT pg_catalog.set_config(%s, %s, false)" % (_literal(name), _literal(value or ""))
-            for name, value in self._local.items()
-        )
-
-    def _restore_session(self) -> Steps:
-        """Put the session settings of the last borrower away and this one's in force."""
-        backend = self._backend
-        standing = backend.level is Level.STANDING and not self.open
-        yield from backend.run(
-            b"RELEASE _pgmonkey; " + _RESET_SESSION if standing else _RESET_SESSION
-        )
-        if self._settings:
-            yield from backend.run(
-                b"; ".join(
-                    b"SELECT pg_catalog.set_config(%s, %s, false)" % (_literal(n), _literal(v))
-                    for n, v in self._settings
-                )
-            )
-        for setting in self._log:
-            yield from backend.send_again(setting)
-        if standing:
-            yield from backend.run(SAVEPOINT)
-        backend.settings_of = self.session
+    def _clear_temporary(self) -> Steps:
+        """Carry out ON COMMIT; a table may be gone, or never have come to be."""
+        columns = [f"to_regclass($$pg_temp.{name}$$)" for name, _ in self._temporary]
+        query = f"SELECT {', '.join(columns)}"
+        (result,) = yield from self.backend.run(query.encode())
+        found = [
+            table for i, table in enumerate(self._temporary) if result.get_value(0, i) is not None
+        ]
+        for name, action in found:
+            verb = "DROP TABLE" if action == "DROP" else "TRUNCATE"
+            yield from self.backend.run(f"{verb} pg_temp.{name}".encode())
+        self._temporary = [table for table in found if table[1] != "DROP"]
 
     # Sections: pipeline mode, in which our own commands cannot be answered
 
@@ -667,8 +593,7 @@ class Borrower:
         """Bring the backend to a state in which a pipeline needs none of our answers."""
         if not self.open:
             self._forget_transaction()
-            if command := self._backend.stand():
-                yield from self._backend.run(command)
+            yield from self.backend.stand()
             self._unit = True
         self.pin()
         self._in_section = True
@@ -679,10 +604,15 @@ class Borrower:
         self.pin()
         self._in_section = True
 
+    def _begin_in_section(self, modes: Modes) -> Steps:
+        yield from self._check_isolation(modes)
+        if modes.read_only:
+            yield from self.wrapper().real_command(b"SET TRANSACTION READ ONLY")
+
     def _commit_section(self) -> Steps:
         conn = self.wrapper()
-        if self._backend.level is Level.DIRECT:
-            self._backend.level = Level.STANDING
+        if self.backend.level is Level.DIRECT:
+            self.backend.level = Level.STANDING
         else:
             yield from conn.real_command(b"RELEASE _pgmonkey")
         yield from conn.real_command(SAVEPOINT)
@@ -690,11 +620,11 @@ class Borrower:
 
     def _rollback_section(self) -> Steps:
         conn = self.wrapper()
-        if self._backend.level is Level.DIRECT:
+        if self.backend.level is Level.DIRECT:
             yield from conn.real_command(b"ROLLBACK")
             yield from conn.real_command(b"BEGIN")
             yield from conn.real_command(SAVEPOINT)
-            self._backend.level = Level.STANDING
+            self.backend.level = Level.STANDING
         else:
             yield from conn.real_command(UNDO)
         self._close_transaction()
@@ -702,8 +632,8 @@ class Borrower:
     def leave_section(self, conn: Any) -> None:
         """End a pipeline: its work is one unit."""
         self._in_section = False
-        failed = self._backend.pgconn.transaction_status == _STATUS.INERROR
-        if self._unit and failed and not conn._autocommit:
+        failed = self.backend.pgconn.transaction_status == _STATUS.INERROR
+        if self._unit and failed and not conn.autocommit:
             self.open = True  # as on a connection of its own: aborted until it is rolled back
         self.after(conn)
 
@@ -716,13 +646,13 @@ class Borrower:
                     "rolled-back test; use commit(), rollback() or transaction()"
                 )
             if part.verb is Verb.DDL:
-                self._backend.deferrable = None
+                self.backend.note_ddl()
 
     # The end of an operation
 
     def after(self, conn: Any) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""
-        backend = self._backend
+        backend = self.backend
         if self._in_section:
             return
         behind = backend.behind
@@ -744,8 +674,6 @@ class Borrower:
         elif not self._writes and not self.special and status == _STATUS.INTRANS:
             self.yielding = True
             self.turn.offer(self)
-        else:
-            self.yielding = False
 
     def _end_unit(self, status: int) -> None:
         self._unit = False
@@ -758,10 +686,10 @@ class Borrower:
 
     def _escaped(self) -> None:
         """Report that the outer transaction has ended: what the test did is committed for good."""
-        self._backend.level = Level.NONE
+        self.backend.level = Level.NONE
         self._close_transaction()
         self._unit = False
-        self._backend.escaped = EscapeError(
+        self.backend.escaped = EscapeError(
             f"the test's transaction was ended from inside, by {self.current[:200]!r} on the "
             f"connection borrowed at {self.place}; what the test had written is now committed"
         )
@@ -771,19 +699,24 @@ class Borrower:
         if error.sqlstate in _ADVISED and error.args and _CLONE_ADVICE not in str(error.args[0]):
             error.args = (f"{error.args[0]}\n{_CLONE_ADVICE}", *error.args[1:])
 
+    # The end of the loan
+
     def close(self, conn: Any, because: str = "the connection is closed") -> None:
         """Return the connection: roll back what is open, and let nobody use it again."""
         if self.returned:
             return
-        self._backend.lent.pop(self, None)
+        self.backend.lent.pop(self, None)
         if self._streaming:
-            self._backend.interrupt()
+            self.backend.interrupt()
             self._streaming = False
         if self._unit:
             self._end_unit(_STATUS.INERROR)
         elif self.open:
             self._post_rollback()
-        conn._closed = True
+        if self.session is not None:
+            self.session.ended = True
+        self.backend.prepared |= has_prepared(conn)
+        conn.mark_closed()
         self.closed_because = because
         self.returned = True
         self.turn.leave(self)
@@ -791,12 +724,18 @@ class Borrower:
     def abandon(self) -> None:
         """Note that a connection was dropped unclosed; called by the collector, so no I/O."""
         self.returned = True
-        self._backend.abandoned.append(self)
+        self.backend.abandoned.append(self)
 
     def bury(self) -> None:
         """Roll back what an abandoned connection left open."""
-        self._backend.lent.pop(self, None)
-        if self.open:
+        self.backend.lent.pop(self, None)
+        self.backend.prepared = True  # perhaps
+        if self._streaming:
+            self.backend.interrupt()
+            self._streaming = False
+        if self._unit:
+            self._end_unit(_STATUS.INERROR)
+        elif self.open:
             self._post_rollback()
         self.turn.leave(self)
 
@@ -804,11 +743,6 @@ class Borrower:
 _OWN_OPERATIONS: Final = frozenset(
     (Borrower.enter_section.__code__, Borrower.begin_section.__code__)
 )
-
-
-def obj_withhold(gen: Any) -> bool:
-    """Whether the server-side cursor that an operation closes outlives its transaction."""
-    return bool(gen.gi_frame.f_locals["self"]._withhold)
 
 
 def _text(sql: Any, conn: Any) -> str:
@@ -821,50 +755,3 @@ def _text(sql: Any, conn: Any) -> str:
         return sql.as_string(conn)
     strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
     return " $1 ".join(strings) if strings is not None else str(sql)
-
-
-def _literal(value: str) -> bytes:
-    return b"E'%s'" % value.encode().replace(b"\\", b"\\\\").replace(b"'", b"\\'")
-
-
-_SET_NAME: Final = re.compile(
-    r"\s*(?:SET|RESET)\s+(?:LOCAL\s+|SESSION\s+(?!AUTHORIZATION|CHARACTERISTICS))?"
-    r"(TIME\s+ZONE|SESSION\s+AUTHORIZATION|[\w.\"$]+)",
-    re.IGNORECASE,
-)
-_SPECIAL_NAMES: Final = {
-    "time zone": "timezone",
-    "session authorization": "session_authorization",
-    "schema": "search_path",
-    "names": "client_encoding",
-}
-
-
-def _setting_name(text: str) -> str:
-    found = _SET_NAME.match(text)
-    if not found:
-        return ""
-    name = " ".join(found.group(1).lower().replace('"', "").split())
-    return _SPECIAL_NAMES.get(name, name)
-
-
-_TEMPORARY: Final = re.compile(
-    r"TEMP(?:ORARY)?\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:pg_temp\s*\.\s*)?(\"[^\"]+\"|[\w$]+)",
-    re.IGNORECASE,
-)
-
-
-def _temporary_table(text: str) -> str:
-    found = _TEMPORARY.search(text)
-    return found.group(1) if found else ""
-
-
-_CONFIG_CALL: Final = re.compile(r"set_config\s*\(\s*(?:'([^']+)'|(%s|%\(\w+\)s|\$\d+))", re.I)
-_CONFIG_IS_LOCAL: Final = re.compile(r",\s*(?:true|'t'|'true'|'on'|'1')\s*\)", re.IGNORECASE)
-
-
-def _local_config_names(text: str, _cursor: Any) -> list[str]:
-    """Give the settings that `set_config(name, value, true)` changes, where the text tells."""
-    if not _CONFIG_IS_LOCAL.search(text):
-        return []
-    return [name.lower() for name, _ in _CONFIG_CALL.findall(text) if name]

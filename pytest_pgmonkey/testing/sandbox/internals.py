@@ -22,6 +22,7 @@ from psycopg._preparing import PrepareManager
 from psycopg._server_cursor_base import ServerCursorMixin
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch_many
+from psycopg.pq.misc import connection_summary
 from psycopg.transaction import BaseTransaction
 
 from ...errors import SandboxError
@@ -47,6 +48,7 @@ IDLE: Final = pq.TransactionStatus.IDLE
 ACTIVE: Final = pq.TransactionStatus.ACTIVE
 
 STATEMENT: Final = "statement"
+DECLARE: Final = "declare"
 CONTROL: Final = "control"
 LOCAL: Final = "local"
 CLOSE: Final = "close"
@@ -59,8 +61,8 @@ _OPERATIONS: Final = {
     (BaseCursor, "_executemany_gen_no_pipeline"): (STATEMENT, "query"),
     (BaseCursor, "_stream_send_gen"): (STATEMENT, "query"),
     (BaseCursor, "_start_copy_gen"): (STATEMENT, "statement"),
-    (ServerCursorMixin, "_declare_gen"): (STATEMENT, "query"),
-    (ServerCursorMixin, "_close_gen"): (CLOSE, ""),
+    (ServerCursorMixin, "_declare_gen"): (DECLARE, "query"),
+    (ServerCursorMixin, "_close_gen"): (CLOSE, "self"),
     (BaseConnection, "_commit_gen"): (CONTROL, ""),
     (BaseConnection, "_rollback_gen"): (CONTROL, ""),
     (BaseTransaction, "_enter_gen"): (CONTROL, ""),
@@ -127,17 +129,52 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
     return kind, names[variable], names["self"]
 
 
-def set_control_result(cursor: Any, tag: bytes, pgconn: PGconn) -> None:
-    """Leave a cursor as if it had executed a transaction command with this status tag."""
-    cursor._reset()
-    cursor._last_query = None
+def is_execute(gen: Any) -> bool:
+    """Whether an operation is a plain execute()."""
+    return bool(gen.gi_code is BaseCursor._execute_gen.__code__)
+
+
+def check_parameters(cursor: Any, text: str, params: Any) -> None:
+    """Raise as psycopg does where placeholders and parameters do not agree."""
     cursor._tx = psycopg.adapt.Transformer(cursor)
-    cursor._set_results([pgconn.make_empty_result(pq.ExecStatus.COMMAND_OK)])
-    cursor._statusmessage = tag
+    cursor._convert_query(text, params)
+
+
+def holds(cursor: Any) -> bool:
+    """Whether a server-side cursor outlives its transaction."""
+    return bool(cursor._withhold)
+
+
+class _TaggedResult(pq.PGresult):
+    """The result of a command that was not sent as it is."""
+
+    tag: bytes
+
+    def __init__(self) -> None:
+        """Hold no result of libpq."""
+
+    @property
+    def status(self) -> int:
+        return pq.ExecStatus.COMMAND_OK
+
+    @property
+    def command_status(self) -> bytes:
+        return self.tag
+
+    @property
+    def command_tuples(self) -> None:
+        return None
+
+
+def tagged_result(tag: bytes) -> Any:
+    """Give the result of a command with this status tag."""
+    result = _TaggedResult()
+    result.tag = tag
+    return result
 
 
 def set_results(cursor: Any, results: list[PGresult]) -> None:
-    """Give a cursor the results of several statements that were sent one by one."""
+    """Give a cursor the results of statements that were sent one by one."""
     cursor._reset()
     cursor._last_query = None
     cursor._tx = psycopg.adapt.Transformer(cursor)
@@ -185,6 +222,10 @@ class _Sandboxed(BaseConnection[Any]):
     """What the two sandbox connections share: everything but the waiting."""
 
     _borrower: Borrower
+
+    def __repr__(self) -> str:
+        shown = connection_summary(_VirtualPGconn(self))  # type: ignore[arg-type]
+        return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
 
     @property
     def closed(self) -> bool:
@@ -245,7 +286,17 @@ class _Sandboxed(BaseConnection[Any]):
             if command.startswith(b"BEGIN"):
                 return (yield from borrower.begin(command))
             borrower.pin()
+            if command.startswith(b'SAVEPOINT "') and not command.startswith(b'SAVEPOINT "_pg3_'):
+                yield from borrower.guard()
         return (yield from super()._exec_command(command, result_format))
+
+    def begin_command(self) -> bytes:
+        """Give the BEGIN with the modes that are set on the connection."""
+        return self._get_tx_start_command()
+
+    def mark_closed(self) -> None:
+        """Let psycopg see the connection as closed by its user."""
+        self._closed = True
 
     def _enter_own_section(self) -> Generator[Any, Any, None]:
         if self._autocommit:
@@ -274,7 +325,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         borrower = self._borrower
-        planned = borrower.plan(self, gen)
+        planned = borrower.plan(gen)
         if planned is None:
             return super().wait(gen, *args, **kwargs)
         if not borrower.turn.take(borrower) or borrower.turn.displaced is not None:
@@ -343,7 +394,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         borrower = self._borrower
-        planned = borrower.plan(self, gen)
+        planned = borrower.plan(gen)
         if planned is None:
             return await super().wait(gen, *args, **kwargs)
         if not borrower.turn.take(borrower) or borrower.turn.displaced is not None:
@@ -463,15 +514,41 @@ def lend(
     return conn
 
 
-def deliver_notice(conn: Any, result: PGresult) -> None:
+def deliver_notice(conn: Any, result: Any) -> None:
     """Hand a server notice to the connection whose statement caused it."""
     BaseConnection._notice_handler(weakref.ref(conn), result)
+
+
+class _Warning:
+    """A notice that the server would give, in the shape of its result."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        field = pq.DiagnosticField
+        self._fields = {
+            field.SEVERITY: b"WARNING",
+            field.SEVERITY_NONLOCALIZED: b"WARNING",
+            field.SQLSTATE: sqlstate.encode(),
+            field.MESSAGE_PRIMARY: message.encode(),
+        }
+
+    def error_field(self, field: int) -> bytes | None:
+        return self._fields.get(pq.DiagnosticField(field))
+
+
+def deliver_warning(conn: Any, sqlstate: str, message: str) -> None:
+    """Warn a connection of what the server would warn it of."""
+    deliver_notice(conn, _Warning(sqlstate, message))
 
 
 def set_notice_handler(pgconn: PGconn, handler: Callable[[PGresult], None]) -> None:
     """Receive the notices of the shared session; notifications are never delivered."""
     pgconn.notice_handler = handler
     pgconn.notify_handler = None
+
+
+def has_prepared(conn: Any) -> bool:
+    """Whether psycopg has prepared statements for the connection."""
+    return bool(conn._prepared._names)
 
 
 def forget_prepared(conn: Any) -> None:

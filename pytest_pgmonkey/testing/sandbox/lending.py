@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from .waiting import Queue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from ...config import ConnectionSpec
     from ...handles import AsyncHandle, Handle
     from .sandbox import Sandbox
     from .waiting import Waiter
@@ -24,6 +26,21 @@ logger = logging.getLogger("pytest_pgmonkey")
 
 _DEFAULT_MIN_SIZE: Final = 4  # psycopg_pool's own defaults
 _DEFAULT_TIMEOUT: Final = 30.0
+
+
+_OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.]+)=((?:\\.|\S)*)")
+
+
+def session_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
+    """Give what a file sets in its sessions, by whatever key: no connection of its own is made."""
+    conninfo = spec.conninfo_dict
+    settings = [
+        (name.replace("-", "_"), re.sub(r"\\(.)", r"\1", value))
+        for name, value in _OPTION.findall(conninfo.get("options", ""))
+    ]
+    if "application_name" in conninfo:
+        settings.append(("application_name", conninfo["application_name"]))
+    return (*settings, *spec.settings)
 
 
 class _Slots(Queue):
@@ -61,6 +78,7 @@ class _Lender:
         options = dict(spec.pool)
         self.spec: Final = spec
         self._sandbox = sandbox
+        self._settings = session_settings(spec)
         self._hook = handle._connector.hook
         self._autocommit = handle._connector.autocommit
         self._pooled = spec.type.is_pool
@@ -80,7 +98,7 @@ class _Lender:
         self._requests += 1
         return self._sandbox.lend(
             cls,
-            self.spec.settings,
+            self._settings,
             autocommit=self._autocommit,
             pool=self if self._pooled else None,
         )

@@ -65,6 +65,11 @@ class Statement:
         """Whether the end of the transaction begins the next (`AND CHAIN`)."""
         return self.words[-2:] == ("AND", "CHAIN") and self.words[-3:-2] != ("NO",)
 
+    @property
+    def holds(self) -> bool:
+        """Whether a cursor that it declares outlives its transaction."""
+        return "HOLD" in self.words
+
 
 _TOKEN: Final = re.compile(
     r"""
@@ -293,3 +298,7 @@ def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
             found = _TEMPORARY.search(text)
             return (found.group(1), words[at + 2]) if found else None
     return None
+
+
+#: What psycopg makes of the query of a named cursor.
+DECLARATION: Final = (Statement(Verb.DECLARE, ("DECLARE",), "DECLARE"),)

@@ -10,7 +10,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from .backend import Backend, Level
-from .borrower import Borrower, caller
+from .borrower import Borrower
+from .places import caller
 from .internals import check_psycopg, lend
 from .lending import AsyncSandboxSource, SandboxSource
 
@@ -57,6 +58,10 @@ class Sandbox:
         if self._backend is None:
             self._backend = Backend(self.conninfo)
         return self._backend
+
+    def connect(self) -> None:
+        """Open the backend now, so that a server that cannot be reached shows at once."""
+        _ = self.backend
 
     # Lending
 
@@ -149,11 +154,8 @@ class Sandbox:
         raise NotImplementedError
 
     def _roll_back(self, backend: Backend) -> None:
-        if backend.level is Level.NONE:
-            return
-        backend.level = Level.NONE
         backend.escaped = None
-        backend.post(b"ROLLBACK")
+        backend.undo_frame()
 
     def close(self) -> None:
         """End the session with the server."""

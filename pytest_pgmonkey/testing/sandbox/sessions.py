@@ -6,6 +6,7 @@ borrower takes over, so that what was rolled back is not set again.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from .backend import SAVEPOINT
@@ -79,3 +80,31 @@ def literal(value: str) -> bytes:
     return b"E'%s'" % value.encode().replace(b"\\", b"\\\\").replace(b"'", b"\\'")
 
 
+_ARGUMENT: Final = r"\s*('(?:[^']|'')*'|%(?:\(\w+\))?[sbt]|\$\d+|[\w.:]+)\s*"
+_CONFIG_CALL: Final = re.compile(rf"set_config\s*\({_ARGUMENT},(.*?),{_ARGUMENT}\)", re.I | re.S)
+_PLACEHOLDER: Final = re.compile(r"%[sbt]")
+
+
+def config_calls(text: str, params: Any) -> list[tuple[str, bool]]:
+    """Give name and locality of each `set_config` call, as far as text and parameters tell."""
+    calls = []
+    for call in _CONFIG_CALL.finditer(text):
+        name = _argument(text, call, 1, params)
+        if name:
+            is_local = str(_argument(text, call, 3, params)).lower()
+            calls.append((str(name).lower(), is_local in ("true", "t", "on", "1", "yes")))
+    return calls
+
+
+def _argument(text: str, call: re.Match[str], group: int, params: Any) -> Any:
+    written = call.group(group)
+    try:
+        if written.startswith("%("):
+            return params[written[2:-2]]
+        if written.startswith("%"):
+            return params[len(_PLACEHOLDER.findall(text, 0, call.start(group)))]
+        if written.startswith("$"):
+            return params[int(written[1:]) - 1]
+    except (LookupError, TypeError):
+        return None  # psycopg will say what is wrong with the parameters
+    return written.strip("'").split("::")[0]

@@ -59,11 +59,12 @@ class Turn(Queue):
         holder = self.holder
         if holder is None or holder is token:
             self.holder = token
-            return True
-        if holder.yielding and self.displaced is None:
+        elif holder.yielding and self.displaced is None:
             self.displaced, self.holder = holder, token
-            return True
-        return False
+        else:
+            return False
+        token.yielding = False
+        return True
 
     def _grant(self) -> None:
         # One at a time: who is granted the turn holds it, or has a displacement to settle first.

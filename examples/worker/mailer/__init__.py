@@ -1,0 +1,1 @@
+"""Mail that is written by sync code and sent by an async worker."""

@@ -1,0 +1,107 @@
+"""Data directories kept between runs, so that a run starts without initdb and migrations.
+
+An entry is a directory that got its name when it was complete. It is read without a lock: it
+knows how many files and bytes it has, so a copy made while it was being removed is seen through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .guardian import copy_tree
+from .reach import locked, private_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Cluster", "discard", "find", "key_of", "keep"]
+
+FORMAT: Final = 1
+KEPT: Final = 6
+_COMPLETE: Final = "complete"
+_DIRECTORY: Final = "clusters"
+_LOCK_LIMIT: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A kept data directory: where it is, and what a whole copy of it comes to."""
+
+    path: Path
+    files: int
+    size: int
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+
+def key_of(facts: Iterable[object]) -> str:
+    """Give the name under which a data directory is kept that comes of these facts."""
+    text = json.dumps([FORMAT, *facts])
+    return f"cluster-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def find(key: str) -> Cluster | None:
+    """Give the data directory that is kept under a name."""
+    cache = private_cache(_DIRECTORY)
+    if cache is None:
+        return None
+    mark = cache / key / _COMPLETE
+    try:
+        files, size = map(int, mark.read_text("ascii").split())
+        os.utime(mark)  # the last use decides which ones are removed
+    except (OSError, ValueError):
+        return None
+    return Cluster(cache / key, files, size)
+
+
+def keep(key: str, data: Path) -> None:
+    """Keep a data directory on which no server runs; where that fails, there is none."""
+    cache = private_cache(_DIRECTORY)
+    if cache is None:
+        return
+    with contextlib.suppress(OSError), locked(cache, _LOCK_LIMIT) as held:
+        if held and not (cache / key).exists():
+            _store(cache, key, data)
+            _remove_oldest(cache)
+
+
+def discard(cluster: Cluster) -> None:
+    """Remove a data directory that turned out not to be whole, or not to work."""
+    with contextlib.suppress(OSError):
+        _remove(cluster.path)
+
+
+def _store(cache: Path, key: str, data: Path) -> None:
+    partial = cache / f"partial-{secrets.token_hex(8)}"
+    try:
+        partial.mkdir(mode=0o700)
+        files, size = copy_tree(str(data), str(partial / "data"))
+        (partial / _COMPLETE).write_text(f"{files} {size}\n", "ascii")
+        partial.rename(cache / key)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_oldest(cache: Path) -> None:
+    def last_use(path: Path) -> float:
+        return (path / _COMPLETE).stat().st_mtime
+
+    for path in sorted(cache.glob("cluster-*"), key=last_use)[:-KEPT]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Take the name away first: from then on nobody finds an entry that is half removed."""
+    going = path.parent / f"partial-{secrets.token_hex(8)}"
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)

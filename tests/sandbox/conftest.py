@@ -1,0 +1,36 @@
+"""The two databases that the sandbox's tests compare."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_pgmonkey import ConnectionType
+
+from .twins import Twins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="package")
+def twins(pg_server: EmbeddedServer) -> Iterator[Twins]:
+    names = [f"twin_{secrets.token_hex(6)}" for _ in range(2)]
+    for name in names:
+        pg_server.create_database(name)
+    twins = Twins(pg_server, *names)
+    yield twins
+    twins.close()
+    for name in names:
+        pg_server.drop_database(name)
+
+
+@pytest.fixture(params=[str(type_) for type_ in ConnectionType])
+def type_(request: pytest.FixtureRequest) -> str:
+    """Each of the four connection types in turn."""
+    name: str = request.param
+    return name

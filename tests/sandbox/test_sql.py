@@ -1,0 +1,499 @@
+"""Transaction control, settings and savepoints that the application writes as SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from production.four import block, call, execute, value
+
+from .twins import sandboxed, twin
+
+if TYPE_CHECKING:
+    from .twins import World
+
+AUTOCOMMIT = {"connection": {"autocommit": True}}
+
+
+@twin
+async def test_begin_and_commit(w: World) -> None:
+    """BEGIN, COMMIT and ROLLBACK in SQL do what they do on a server, with the same tags."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "COMMIT")
+        await w.run(conn, "begin transaction")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.run(conn, "rollback work")
+        await w.run(conn, "/* a /* nested */ comment */ -- and\n START TRANSACTION READ WRITE;")
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.run(conn, "END")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "INSERT INTO t VALUES (4, 'a')")
+        await w.run(conn, "SELECT 1/0")
+        await w.run(conn, "abort;")
+        await w.rows(conn)
+
+
+@twin
+async def test_commit_in_psycopg_transaction(w: World) -> None:
+    """COMMIT and ROLLBACK in SQL end the transaction that psycopg began."""
+    async with w.borrow() as conn:
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "COMMIT")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.run(conn, "ROLLBACK")
+        await w.rows(conn)
+        await w.run(conn, "COMMIT;")
+
+
+@twin
+async def test_chain(w: World) -> None:
+    """AND CHAIN begins the next transaction at once."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "COMMIT AND CHAIN")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.run(conn, "ROLLBACK AND CHAIN")
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.run(conn, "COMMIT AND NO CHAIN")
+        await w.run(conn, "COMMIT AND CHAIN")
+        await w.run(conn, "BEGIN READ ONLY")
+        await w.run(conn, "COMMIT AND CHAIN")
+        await w.run(conn, "SHOW transaction_read_only")
+        await w.run(conn, "INSERT INTO t VALUES (4, 'a')")
+        await w.run(conn, "COMMIT AND CHAIN")
+        await w.run(conn, "SHOW transaction_read_only")
+        await w.run(conn, "COMMIT")
+        await w.rows(conn)
+
+
+@twin
+async def test_warnings(w: World) -> None:
+    """BEGIN in a transaction and COMMIT outside one warn, and do nothing more."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        conn.add_notice_handler(lambda notice: w.note(notice.sqlstate, notice.severity))
+        await w.run(conn, "COMMIT")
+        await w.run(conn, "ROLLBACK")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "START TRANSACTION READ ONLY")
+        await w.run(conn, "ROLLBACK")
+
+
+@twin
+async def test_savepoints(w: World) -> None:
+    """Savepoints in SQL nest, are released and rolled back to."""
+    async with w.borrow() as conn:
+        await w.run(conn, "SAVEPOINT a")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "SAVEPOINT b")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.run(conn, "ROLLBACK TO SAVEPOINT b")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "ROLLBACK TO b")
+        await w.run(conn, "RELEASE b")
+        await w.run(conn, "RELEASE b")
+        await w.run(conn, "ROLLBACK TRANSACTION TO SAVEPOINT a")
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.do(conn.commit)
+        await w.run(conn, "ROLLBACK TO a")
+        await w.do(conn.rollback)
+        await w.rows(conn)
+
+
+@twin
+async def test_savepoint_outside(w: World) -> None:
+    """A savepoint outside a transaction is refused as the server does."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "SAVEPOINT a")
+        await w.run(conn, "RELEASE a")
+        await w.run(conn, "ROLLBACK TO a")
+        await w.run(conn, "DECLARE c CURSOR FOR SELECT 1")
+        await w.run(conn, "SELECT 1")
+
+
+@twin
+async def test_savepoint_does_not_outlive_commit(w: World) -> None:
+    """A savepoint of one transaction is unknown in the next."""
+    async with w.borrow() as conn:
+        for _ in range(3):
+            await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+            await w.run(conn, "SAVEPOINT a")
+            await w.do(conn.rollback)
+            await w.run(conn, "INSERT INTO t VALUES (2, 'a') ON CONFLICT DO NOTHING")
+            await w.do(conn.commit)
+            await w.run(conn, "RELEASE a")
+            await w.do(conn.rollback)
+
+
+@twin
+async def test_scripts(w: World) -> None:
+    """Strings of several statements, transaction commands among them."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "BEGIN; INSERT INTO t VALUES (1, 'a'); COMMIT")
+        await w.run(conn, "BEGIN; INSERT INTO t VALUES (2, 'a'); ROLLBACK;")
+        await w.run(conn, "BEGIN; INSERT INTO t VALUES (3, 'a')")
+        await w.run(conn, "INSERT INTO t VALUES (4, 'a'); COMMIT; INSERT INTO t VALUES (5, 'a')")
+        await w.rows(conn)
+        await w.run(conn, "BEGIN; INSERT INTO t VALUES (6, 'a'); INSERT INTO t VALUES (6, 'a');")
+        await w.run(conn, "ROLLBACK")
+        await w.run(conn, "SELECT 1; SELECT 2")
+        await w.rows(conn)
+
+
+@twin
+async def test_script_result_sets(w: World) -> None:
+    """Each statement of a script has its result set."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        cursor = await execute(
+            conn, "BEGIN; INSERT INTO t VALUES (1, 'a'), (2, 'b'); SELECT n FROM t; COMMIT"
+        )
+        while True:
+            rows = await call(cursor.fetchall()) if cursor.description else None
+            w.note(cursor.statusmessage, cursor.rowcount, rows)
+            if not cursor.nextset():
+                break
+
+
+@twin
+async def test_script_implicit_block(w: World) -> None:
+    """Statements that follow a COMMIT in a string fail together."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(
+            conn,
+            "BEGIN; INSERT INTO t VALUES (1, 'a'); COMMIT; INSERT INTO t VALUES (2, 'a'); "
+            "INSERT INTO t VALUES (2, 'a')",
+        )
+        await w.rows(conn)
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a'); BEGIN; INSERT INTO t VALUES (4, 'a')")
+        await w.run(conn, "ROLLBACK")
+        await w.rows(conn)
+
+
+@twin
+async def test_functions_with_atomic_bodies(w: World) -> None:
+    """The words of a function's body are no commands."""
+    async with w.borrow() as conn:
+        await w.run(
+            conn,
+            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC "
+            "SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
+        )
+        await w.run(conn, "CREATE PROCEDURE p() LANGUAGE plpgsql AS $a$BEGIN COMMIT; END$a$")
+        await w.run(conn, "SELECT f(), 'a; ROLLBACK', $$; COMMIT$$, E'\\'; COMMIT; --'")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT f()")
+
+
+@twin
+async def test_transaction_modes_in_sql(w: World) -> None:
+    """The modes of BEGIN and SET TRANSACTION hold for the transaction and no longer."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "BEGIN ISOLATION LEVEL SERIALIZABLE, READ ONLY")
+        await w.run(conn, "SHOW transaction_isolation")
+        await w.run(conn, "SHOW transaction_read_only")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "ROLLBACK")
+        await w.run(conn, "SHOW transaction_read_only")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "SET TRANSACTION READ ONLY")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.run(conn, "ROLLBACK")
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.run(conn, "BEGIN READ ONLY")
+        await w.run(conn, "INSERT INTO t VALUES (4, 'a')")
+        await w.run(conn, "COMMIT")
+        await w.rows(conn)
+
+
+@twin
+async def test_session_read_only(w: World) -> None:
+    """`default_transaction_read_only` holds from the next transaction on."""
+    async with w.borrow() as conn:
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.run(conn, "SET default_transaction_read_only = on")
+        await w.run(conn, "INSERT INTO t VALUES (2, 'a')")
+        await w.do(conn.commit)
+        await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
+        await w.do(conn.rollback)
+        await w.run(conn, "RESET default_transaction_read_only")
+        await w.do(conn.commit)
+        await w.run(conn, "INSERT INTO t VALUES (4, 'a')")
+
+
+@twin
+async def test_set(w: World) -> None:
+    """SET holds from the commit on, and a rollback takes it back."""
+    async with w.borrow() as conn:
+        await w.run(conn, "SET work_mem = '1MB'")
+        await w.do(conn.rollback)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SET work_mem = '2MB'")
+        await w.do(conn.commit)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SET work_mem TO '3MB'")
+        await w.do(conn.rollback)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SELECT set_config('work_mem', '5MB', false)")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT set_config(%s, %s, false)", ["work_mem", "6MB"])
+        await w.do(conn.rollback)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "RESET work_mem")
+        await w.run(conn, "SHOW work_mem")
+
+
+@twin
+async def test_set_local(w: World) -> None:
+    """SET LOCAL ends with its transaction, whichever way."""
+    async with w.borrow() as conn:
+        await w.run(conn, "SET work_mem = '2MB'")
+        await w.do(conn.commit)
+        await w.run(conn, "SET LOCAL work_mem = '1MB'")
+        await w.run(conn, "SHOW work_mem")
+        await w.do(conn.commit)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SET LOCAL work_mem = '1MB'")
+        await w.do(conn.rollback)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SET LOCAL work_mem = '1MB'")
+        await w.run(conn, "SET work_mem = '3MB'")
+        await w.do(conn.commit)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SET work_mem = '4MB'")
+        await w.run(conn, "SET LOCAL work_mem = '5MB'")
+        await w.run(conn, "SHOW work_mem")
+        await w.do(conn.commit)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SELECT set_config('app.user', 'me', true)")
+        await w.run(conn, "SELECT current_setting('app.user', true)")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT current_setting('app.user', true)")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT set_config(%s, %s, %s)", ["app.user", "me", True])
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT current_setting('app.user', true)")
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "SET LOCAL work_mem = '1MB'")
+        await w.run(conn, "SHOW work_mem")
+        async with block(conn.transaction()):
+            await w.run(conn, "SET LOCAL TIME ZONE 'Europe/Rome'")
+            await w.run(conn, "SHOW timezone")
+        await w.run(conn, "SHOW timezone")
+
+
+@twin
+async def test_settings_per_borrower(w: World) -> None:
+    """Each connection has its own session settings, also where they take turns."""
+    async with w.borrow() as one, w.borrow() as two:
+        await w.run(one, "SET work_mem = '1MB'")
+        await w.do(one.commit)
+        await w.run(two, "SHOW work_mem")
+        await w.run(two, "SET work_mem = '2MB'")
+        await w.do(two.commit)
+        await w.run(one, "SHOW work_mem")
+        await w.do(one.commit)
+        await w.run(two, "SHOW work_mem")
+        await w.do(two.rollback)
+        await w.run(two, "SET search_path = nowhere")
+        await w.do(two.commit)
+        await w.run(one, "SELECT count(*) FROM t")
+        await w.do(one.commit)
+        await w.run(two, "SELECT count(*) FROM t")
+    if not w.type.is_pool:
+        async with w.borrow() as conn:
+            await w.run(conn, "SHOW work_mem")
+
+
+@twin
+async def test_settings_of_the_file(w: World) -> None:
+    """The settings of a handle's file hold at borrow, beside handles with others."""
+    async with (
+        w.borrow(settings={"work_mem": "1MB", "search_path": "a, b"}) as one,
+        w.borrow(settings={"work_mem": "2MB"}) as two,
+        w.borrow() as three,
+    ):
+        for conn in (one, two, three, one):
+            await w.run(conn, "SHOW work_mem")
+            await w.do(conn.rollback)
+        await w.run(one, "SHOW search_path")
+        await w.do(one.rollback)
+        await w.run(one, "RESET ALL")
+        await w.run(one, "SHOW search_path")
+        await w.do(one.rollback)
+        await w.run(one, "SHOW search_path")
+
+
+@twin
+async def test_discard_all(w: World) -> None:
+    """DISCARD ALL resets the session in autocommit, and is refused in a transaction."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(conn, "SET work_mem = '1MB'")
+        await w.run(conn, "CREATE TEMP TABLE mine (n int)")
+        await w.run(conn, "SELECT 1", prepare=True)
+        await w.run(conn, "DISCARD ALL")
+        await w.run(conn, "SELECT 1", prepare=True)
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SELECT * FROM mine")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, "DISCARD ALL")
+        await w.run(conn, "ROLLBACK")
+        await w.run(conn, "SELECT 2")
+
+
+@twin
+async def test_prepared_in_sql(w: World) -> None:
+    """PREPARE and DEALLOCATE in SQL are the session's, whatever becomes of the transaction."""
+    async with w.borrow() as conn:
+        await w.run(conn, "PREPARE p AS SELECT 1")
+        await w.do(conn.rollback)
+        await w.run(conn, "EXECUTE p")
+        await w.run(conn, "DEALLOCATE p")
+        await w.do(conn.rollback)
+        await w.run(conn, "EXECUTE p")
+        await w.do(conn.rollback)
+        await w.run(conn, "PREPARE p AS SELECT 2")
+        await w.run(conn, "DEALLOCATE ALL")
+        await w.run(conn, "EXECUTE p")
+
+
+@twin
+async def test_temporary_tables(w: World) -> None:
+    """ON COMMIT DROP and DELETE ROWS are carried out at the commit."""
+    async with w.borrow() as conn:
+        await w.run(conn, "CREATE TEMP TABLE gone (n int) ON COMMIT DROP")
+        await w.run(conn, 'CREATE TEMPORARY TABLE "Empty" (n int) ON COMMIT DELETE ROWS')
+        await w.run(conn, 'INSERT INTO "Empty" VALUES (1)')
+        await w.run(conn, "INSERT INTO gone VALUES (1)")
+        await w.rows(conn, "gone")
+        await w.do(conn.commit)
+        await w.rows(conn, '"Empty"')
+        await w.run(conn, 'INSERT INTO "Empty" VALUES (2)')
+        await w.do(conn.commit)
+        await w.rows(conn, '"Empty"')
+        await w.rows(conn, "gone")
+        await w.do(conn.rollback)
+        await w.run(conn, "CREATE TEMP TABLE made ON COMMIT DROP AS SELECT 1 AS n")
+        await w.do(conn.commit)
+        await w.rows(conn, "made")
+        await w.do(conn.rollback)
+        await w.run(conn, 'DROP TABLE "Empty"')
+
+
+@twin
+async def test_notify_and_listen(w: World) -> None:
+    """LISTEN and NOTIFY raise nothing."""
+    async with w.borrow() as conn:
+        await w.run(conn, "LISTEN channel")
+        await w.run(conn, "UNLISTEN channel")
+        await w.run(conn, "NOTIFY channel, 'x'")
+        await w.run(conn, "SELECT pg_notify('channel', 'y')")
+
+
+@twin
+async def test_notices(w: World) -> None:
+    """Notices reach the handlers of the connection that caused them."""
+    async with w.borrow() as one, w.borrow() as two:
+        one.add_notice_handler(lambda notice: w.note("one", notice.message_primary))
+        two.add_notice_handler(lambda notice: w.note("two", notice.message_primary))
+        await w.run(one, "SELECT noisy('first')")
+        await w.do(one.commit)
+        await w.run(two, "SELECT noisy('second')")
+
+
+@twin
+async def test_functions_that_write(w: World) -> None:
+    """A write inside a function counts as one."""
+    async with w.borrow() as conn:
+        await w.run(conn, "SELECT put(1)")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT put(2)")
+        await w.do(conn.rollback)
+        await w.run(conn, "SELECT put(3)")
+
+
+@twin
+async def test_ddl(w: World) -> None:
+    """Tables are made, altered and dropped, and what is rolled back was never there."""
+    async with w.borrow() as conn:
+        await w.run(conn, "CREATE TABLE made (n int)")
+        await w.do(conn.rollback)
+        await w.rows(conn, "made")
+        await w.do(conn.rollback)
+        await w.run(conn, "CREATE TABLE made (n int)")
+        await w.run(conn, "ALTER TABLE made ADD COLUMN x text")
+        await w.do(conn.commit)
+        await w.run(conn, "INSERT INTO made VALUES (1, 'x')")
+        await w.do(conn.commit)
+        await w.run(conn, "DROP TABLE made")
+        await w.do(conn.rollback)
+        await w.rows(conn, "made")
+        await w.run(conn, "TRUNCATE made")
+
+
+@twin
+async def test_do_block(w: World) -> None:
+    """A DO block runs as one statement, and its COMMIT is refused in a transaction."""
+    async with w.borrow() as conn:
+        await w.run(conn, "DO $$ BEGIN INSERT INTO t VALUES (1, 'a'); END $$")
+        await w.do(conn.commit)
+        await w.run(conn, "DO $$ BEGIN INSERT INTO t VALUES (2, 'a'); COMMIT; END $$")
+
+
+@sandboxed
+async def test_two_phase_is_refused(w: World) -> None:
+    """What would really end the outer transaction never reaches the server."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await execute(conn, "BEGIN")
+        await execute(conn, "INSERT INTO t VALUES (1, 'a')")
+        for query in ("PREPARE TRANSACTION 'x'", "SELECT 1; PREPARE TRANSACTION 'x'"):
+            with pytest.raises(psycopg.NotSupportedError, match="isolation=.clone"):
+                await execute(conn, query)
+        for query in ("COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'"):
+            with pytest.raises(psycopg.NotSupportedError, match="isolation=.clone"):
+                await execute(conn, query)
+        with pytest.raises(psycopg.NotSupportedError, match="isolation=.clone"):
+            await call(conn.tpc_begin(conn.xid(1, "a", "b")))
+        with pytest.raises(psycopg.NotSupportedError, match="isolation=.clone"):
+            conn.notifies()
+        assert await value(conn, "SELECT count(*) FROM t") == 1
+
+
+@sandboxed
+async def test_advice(w: World) -> None:
+    """Where the surrounding transaction is in the way, the server's error has a line of advice."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await execute(conn, "CREATE PROCEDURE c() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'")
+        await execute(conn, "CREATE TYPE mood AS ENUM ('fine')")
+        for query in (
+            "VACUUM",
+            "CREATE DATABASE other",
+            "CREATE INDEX CONCURRENTLY ON t (x)",
+            "CALL c()",
+            "REINDEX TABLE CONCURRENTLY t",
+        ):
+            with pytest.raises(psycopg.Error, match="isolation=.clone"):
+                await execute(conn, query)
+        assert await value(conn, "SELECT 1") == 1
+    async with w.borrow() as conn:
+        await execute(conn, "SELECT 1")
+        with pytest.raises(psycopg.Error, match="isolation=.clone"):
+            await execute(conn, "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+
+
+@sandboxed
+async def test_isolation_level_after_the_first(w: World) -> None:
+    """A level that the running outer transaction has not is refused with advice."""
+    async with w.borrow() as conn:
+        await execute(conn, "INSERT INTO t VALUES (1, 'a')")
+        await call(conn.commit())
+        await call(conn.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE))
+        with pytest.raises(psycopg.NotSupportedError, match="isolation=.clone"):
+            await execute(conn, "SELECT 1")
+        await call(conn.set_isolation_level(None))
+        assert await value(conn, "SELECT n FROM t") == 1

@@ -1,0 +1,340 @@
+"""The code of README and docs runs: scripts on a real server, tests in a project of their own.
+
+What a block is, its first line or a comment above it says:
+
+- `# some/file.py` (`-- some/file.sql`) as first line: a file of the page's project. A test file
+  is run with pytest right away, in a process of its own.
+- a Python block without it: a script. It must end with status 0 and nothing on stderr.
+- `$ pgmonkey …` in a console block: a command, which must end with status 0.
+- YAML without a file name: a configuration, or sections of one.
+- `<!-- test: project -->`: a new project begins.
+- `<!-- test: needs alembic -->`: the block and those that follow need it; without it they are
+  skipped.
+- `<!-- test: skip -->`: not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from pytest_pgmonkey import errors, load_config
+from pytest_pgmonkey.cli import common
+from pytest_pgmonkey.testing.options import OPTIONS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pytest_pgmonkey"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIG = "pgmonkey_config.yaml"
+# pytest-asyncio warns of a setting of its own that is absent, which is no business of ours.
+STRICT = ("-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning")
+
+_BLOCK = re.compile(
+    r"(?:^<!-- test: (?P<note>.*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_FILE = re.compile(r"(?:#|--) ([\w./-]+\.(?:py|sql|yaml|toml|ini))\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    code: str
+    line: int
+    note: str = ""
+
+    @property
+    def file(self) -> str | None:
+        match = _FILE.match(self.code)
+        return match[1] if match else None
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text("utf-8")
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code"))
+        yield Block(match["language"], match["code"], line, match["note"] or "")
+
+
+@dataclass(frozen=True)
+class Story:
+    """Blocks of a page that belong to one project, and the modules that they need."""
+
+    page: Path
+    needs: tuple[str, ...]
+    blocks: list[Block]
+
+    def __str__(self) -> str:
+        return "-".join([self.page.stem, *self.needs[:1], str(self.blocks[0].line)])
+
+
+def stories(page: Path) -> Iterator[Story]:
+    """Divide a page where it begins a new project."""
+    story = Story(page, (), [])
+    for block in blocks(page):
+        if block.note == "project" or block.note.startswith("needs "):
+            if story.blocks:
+                yield story
+            needs = block.note.partition(" ")[2].split(", ")
+            story = Story(page, tuple(filter(None, needs)), [])
+        story.blocks.append(block)
+    if story.blocks:
+        yield story
+
+
+# --- running a page ---
+
+
+class PageError(Exception):
+    """A block does not do what it should; the message shows what it does."""
+
+
+class Project:
+    """The directory in which a page's files stand and its scripts run."""
+
+    def __init__(self, directory: Path, config: dict[str, Any]) -> None:
+        self.directory = directory
+        self.config = yaml.safe_dump(config)
+        directory.mkdir()
+        (directory / "pytest.ini").write_text("[pytest]\n")
+        self.write(CONFIG, self.config)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def take(self, block: Block) -> None:
+        if block.file is not None:
+            self.take_file(block.file, block.code)
+        elif block.language == "python":
+            self.script(block.code)
+        elif block.language == "console":
+            self.commands(block.code)
+        elif block.language == "yaml":
+            self.judge_config(block.code)
+        elif block.language == "toml":
+            judge_ini(tomllib.loads(block.code)["tool"]["pytest"]["ini_options"])
+        elif block.language == "ini":
+            parser = configparser.ConfigParser()
+            parser.read_string(block.code)
+            judge_ini(parser["pytest"])
+        else:
+            assert block.language in ("text", "sql"), f"what is {block.language}?"
+
+    def take_file(self, name: str, code: str) -> None:
+        self.write(name, code)
+        if name == "pyproject.toml":
+            (self.directory / "pytest.ini").unlink(missing_ok=True)
+            judge_ini(tomllib.loads(code)["tool"]["pytest"]["ini_options"])
+        if name.endswith(".yaml"):
+            load_config(self.directory / name)
+        if Path(name).name.startswith("test_"):
+            result = self.run("-m", "pytest", "-p", "no:cacheprovider", *STRICT, name)
+            self.judge(result)
+
+    def script(self, code: str) -> None:
+        self.write("script.py", code)
+        result = self.run("-W", "error", "script.py")
+        self.judge(result)
+        if result.stderr:
+            raise PageError(f"it writes to stderr:\n{result.stderr}")
+
+    def commands(self, code: str) -> None:
+        for line in code.splitlines():
+            if not line.startswith("$ pgmonkey"):
+                continue
+            create = " create " in line
+            if create:
+                (self.directory / CONFIG).unlink()
+            self.judge(self.run("-m", "pytest_pgmonkey", *line.split()[2:]))
+            if create:
+                # What a reader edits in the template is where the server is.
+                self.write(CONFIG, self.config)
+
+    @staticmethod
+    def judge(result: subprocess.CompletedProcess[str]) -> None:
+        if result.returncode:
+            output = result.stdout[-6000:] + result.stderr[-6000:]
+            raise PageError(f"it ends with status {result.returncode}:\n{output}")
+
+    def judge_config(self, code: str) -> None:
+        # Sections that are shown alone need the one without which there is no configuration.
+        if "connection_settings:" not in code:
+            code += "\nconnection_settings: {host: localhost}\n"
+        self.write("block.yaml", code)
+        load_config(self.directory / "block.yaml")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environ = {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join([str(self.directory), str(ROOT)]),
+            "APP_DB_PASSWORD": "secret",
+        }
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.directory,
+            env={name: value for name, value in environ.items() if name != "PYTEST_ADDOPTS"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+def judge_ini(table: Any) -> None:
+    known = {option.ini for option in OPTIONS}
+    assert {name for name in table if name.startswith("pgmonkey_")} <= known
+
+
+@pytest.fixture
+def server_config(make_config: Callable[..., Path]) -> dict[str, Any]:
+    """The configuration of a real server, with pools as in the template."""
+    sizes = {"min_size": 5, "max_size": 20}
+    path = make_config(pool_settings=sizes, async_pool_settings=sizes)
+    config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return config
+
+
+STORIES = [story for page in PAGES for story in stories(page)]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=str)
+def test_the_code_of_a_page_runs(
+    story: Story, tmp_path: Path, server_config: dict[str, Any]
+) -> None:
+    """Every block does what its language says, in the page's order."""
+    lacking = [name for name in story.needs if find_spec(name) is None]
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)}: install the extra 'dev'")
+    project = Project(tmp_path / "project", server_config)
+    for block in story.blocks:
+        if block.note != "skip":
+            with naming(f"{story.page.relative_to(ROOT)}, line {block.line}"):
+                project.take(block)
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Say which block of the page failed."""
+    try:
+        yield
+    except Exception as error:
+        pytest.fail(f"{place}: {type(error).__name__}: {error}", pytrace=False)
+
+
+# --- tables that must not drift from the code ---
+
+
+def table(page: str, title: str) -> list[list[str]]:
+    """Give the cells of the first table beneath a title, without its head."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    beneath = text.split(f"\n{title}\n", 1)[1]
+    rows = re.search(r"(?:^\|.*\n)+", beneath, re.MULTILINE)
+    assert rows is not None
+    lines = rows[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def first_words(rows: list[list[str]]) -> list[str]:
+    return [word for row in rows for word in re.findall(r"`([^`]+)`", row[0])]
+
+
+def test_every_option_is_in_the_table() -> None:
+    """The table of options has the options of the code, in its order, and their choices."""
+    rows = table("fixtures.md", "## Options")
+    assert [option.name for option in OPTIONS] == first_words(rows)
+    for option, row in zip(OPTIONS, rows, strict=True):
+        assert all(f"`{choice}`" in row[1] for choice in option.choices), option.name
+        if option.kind == "choice":
+            assert f"`{option.default}` (default)" in row[1], option.name
+
+
+def test_every_fixture_is_in_the_table() -> None:
+    """The table of fixtures has those of the code."""
+    tree = ast.parse((PACKAGE / "testing" / "fixtures.py").read_text("utf-8"))
+    assert sorted(fixture_names(tree)) == sorted(first_words(table("fixtures.md", "## Fixtures")))
+
+
+def fixture_names(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            for decorator in node.decorator_list:
+                if ast.unparse(decorator).startswith("pytest.fixture"):
+                    yield node.name
+
+
+def test_every_error_is_in_the_table() -> None:
+    """The table of errors has all that the package exports."""
+    assert set(errors.__all__) <= set(first_words(table("errors.md", "## The package's errors")))
+
+
+def test_every_connection_type_has_its_section() -> None:
+    """Page and README show the four types."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "connection-types.md"):
+        text = page.read_text("utf-8")
+        assert all(f"`{name}`" in text for name in common.CONNECTION_TYPES)
+
+
+# --- messages ---
+
+
+def messages(directory: Path) -> str:
+    """Give all strings of the package's code, `{}` where something is put in."""
+    found = []
+    for path in directory.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", "{}") for part in node.values)
+                found.append("".join(part if isinstance(part, str) else "{}" for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_troubleshooting_exist() -> None:
+    """Every message that the page explains is one that the code or PostgreSQL says."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    titles = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
+    assert titles
+    known = messages(PACKAGE)
+    unknown = [
+        title
+        for title in titles
+        if not all(part.strip() in known for part in title.split("…") if part.strip())
+    ]
+    assert unknown == []
+
+
+# --- the README's commands ---
+
+
+def test_the_readme_gives_the_two_commands() -> None:
+    """A reader with nothing but Python can copy them; CI runs the second one from here."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    venv = "python3 -m venv .venv && .venv/bin/pip install -e "
+    assert f'{venv}".[test]" && .venv/bin/python -m pytest examples/quickstart -v\n' in text
+    assert f'{venv}".[dev]" && .venv/bin/python -m pytest\n' in text

@@ -1,0 +1,163 @@
+"""The package as it is installed: its entry points, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import pytest
+
+import pytest_pgmonkey
+
+PACKAGE = Path(pytest_pgmonkey.__file__).parent
+PRODUCTION = sorted(
+    path.relative_to(PACKAGE).as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if "testing" not in path.parts
+)
+TEST_SIDE = ("pytest", "_pytest", "testcontainers", "pytest_pgmonkey.testing")
+HEAVY = ("psycopg", "psycopg_pool", "yaml", "asyncio", "pytest_pgmonkey.handles")
+
+
+def modules_after(code: str, *arguments: str) -> set[str]:
+    """Give the modules that a new interpreter has loaded once `code` has run."""
+    program = f"{code}\nimport json, sys\nsys.stderr.write(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(result.stderr.splitlines()[-1]))
+
+
+def of(names: tuple[str, ...], modules: set[str]) -> set[str]:
+    """Give those modules that are one of these, or beneath one."""
+    return {
+        module
+        for module in modules
+        if any(module == name or module.startswith(f"{name}.") for name in names)
+    }
+
+
+# --- what is installed ---
+
+
+def test_the_entry_points() -> None:
+    """pytest finds the plugin as `pgmonkey`, and the shell the command of that name."""
+    (plugin,) = entry_points(group="pytest11", name="pgmonkey")
+    assert plugin.value == "pytest_pgmonkey.testing.plugin"
+    (script,) = entry_points(group="console_scripts", name="pgmonkey")
+    assert callable(script.load())
+
+
+def test_the_version_is_one() -> None:
+    """The package and its metadata agree."""
+    assert pytest_pgmonkey.__version__ == distribution("pytest-pgmonkey").version
+
+
+def test_checkers_see_the_types() -> None:
+    """The marker file of typed packages is there."""
+    assert (PACKAGE / "py.typed").is_file()
+
+
+# --- what is exported ---
+
+
+def test_every_exported_name_can_be_had() -> None:
+    """The table of contents is sorted, and nothing in it is missing."""
+    assert sorted(pytest_pgmonkey.__all__) == pytest_pgmonkey.__all__
+    for name in pytest_pgmonkey.__all__:
+        assert getattr(pytest_pgmonkey, name) is not None
+    assert set(pytest_pgmonkey.__all__) <= set(dir(pytest_pgmonkey))
+
+
+def test_checkers_and_the_interpreter_see_the_same_names() -> None:
+    """What is imported for checkers is what `__getattr__` gives."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert imported | {"__version__"} == set(pytest_pgmonkey.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """As of any module."""
+    with pytest.raises(AttributeError, match="no attribute 'PGConectionManager'"):
+        pytest_pgmonkey.PGConectionManager  # noqa: B018
+
+
+# --- what is imported ---
+
+
+def test_importing_the_package_is_cheap() -> None:
+    """Nothing heavy is loaded before a name is used."""
+    modules = modules_after("import pytest_pgmonkey")
+    assert set() == of((*HEAVY, *TEST_SIDE), modules)
+
+
+def test_loading_the_plugin_is_cheap() -> None:
+    """A test run that does not use the plugin pays for no driver."""
+    modules = modules_after("import pytest_pgmonkey.testing.plugin")
+    assert set() == of(("psycopg", "psycopg_pool", "yaml", "testcontainers"), modules)
+
+
+def test_production_never_imports_the_test_side() -> None:
+    """All of the package's exports, in use, without pytest."""
+    code = "import pytest_pgmonkey as p; [getattr(p, name) for name in p.__all__]"
+    assert set() == of(TEST_SIDE, modules_after(code))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["pgconfig", "test", "--connconfig", "no"]])
+def test_the_command_line_never_imports_the_test_side(arguments: list[str]) -> None:
+    """Commands of production run where pytest is not installed."""
+    code = "import sys; from pytest_pgmonkey.cli import main; main(sys.argv[1:])"
+    assert set() == of(TEST_SIDE, modules_after(code, *arguments))
+
+
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_no_production_module_names_the_test_side(name: str) -> None:
+    """Not even inside a function: it would be imported one day."""
+    tree = ast.parse((PACKAGE / name).read_text("utf-8"))
+    imported = {
+        module
+        for node in ast.walk(tree)
+        for module in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    first = {module.partition(".")[0] for module in imported}
+    assert set() == first & {"pytest", "testcontainers", "testing"}
+
+
+def test_only_the_plugin_and_its_fixtures_import_pytest() -> None:
+    """pytest is a leaf."""
+    importers = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if (isinstance(node, ast.Import) and any(a.name == "pytest" for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "pytest")
+    }
+    assert {"plugin.py", "fixtures.py"} == importers
+
+
+def test_private_psycopg_names_stand_in_one_module() -> None:
+    """What a new psycopg may move is in one place."""
+    importers = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("psycopg")
+        and ("._" in (node.module or "") or any(alias.name.startswith("_") for alias in node.names))
+    }
+    assert importers <= {"internals.py"}
