@@ -310,6 +310,12 @@ class Handle(_BaseHandle):
         if source is not None:
             source.open()
 
+    def _end_all(self) -> None:
+        """Close from outside; for a handle whose owner is no manager."""
+        source, self._source, self._closed = self._source, None, True
+        if source is not None:
+            source.close()
+
     def _supersede(self, successor: Handle) -> None:
         """Lead later blocks to another handle; those that are open end in peace."""
         with self._lock:
@@ -527,6 +533,16 @@ class AsyncHandle(_BaseHandle):
             return
         for source in self._retire():
             source.close_soon()
+
+    def _end_all(self) -> None:
+        """Close from sync code and wait for it where a loop stands still."""
+        loops = list(self._sources.items())
+        self._retire()
+        for loop, source in loops:
+            if loop.is_closed() or loop.is_running():
+                source.close_soon()
+            else:
+                loop.run_until_complete(source.close())
 
     def _retire(
         self, successor: AsyncHandle | None = None

@@ -254,7 +254,7 @@ class TestEnd:
     def test_it_is_gone_after_a_sigkill_in_the_middle_of_initdb(self, script):
         """A cluster that is half made goes too, with the servers that initdb had started."""
         process = script(
-            "server = EmbeddedServer(find_binaries()); tell(server); server.make_cluster()"
+            "server = EmbeddedServer(find_binaries()); tell(server); server.make_new_cluster()"
         )
         home = home_told_by(process)
         assert wait_until(lambda: segments_of(processes_of(home)))

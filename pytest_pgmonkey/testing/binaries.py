@@ -98,6 +98,25 @@ def identity(uid: int | None) -> dict[str, Any]:
     return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
 
 
+def extension_directories(binaries: Binaries) -> Iterator[Path]:
+    """Give the directories that hold the extensions' control files of an installation."""
+    root = binaries.bindir.parent
+    # Debian keeps /usr/share/postgresql/15 beside /usr/lib/postgresql/15
+    shares = [root / "share", *(p / "share/postgresql" / root.name for p in root.parents[2:3])]
+    for share in shares:
+        yield from filter(Path.is_dir, (share / "extension", *share.glob("*/extension")))
+
+
+def extension_versions(binaries: Binaries) -> list[str]:
+    """Tell which versions of its extensions an installation would create."""
+    lines = []
+    for directory in extension_directories(binaries):
+        for file in sorted(directory.glob("*.control")):
+            found = re.search(r"(?m)^default_version.*$", file.read_text("utf-8", "replace"))
+            lines.append(f"{file.stem} {found[0] if found else ''}")
+    return lines
+
+
 def find_binaries(bindir: Path | None = None) -> Binaries:
     """Give the first binaries of the documented order, or those that `bindir` holds."""
     if bindir is not None:

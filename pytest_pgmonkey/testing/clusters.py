@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .guardian import copy_tree
@@ -21,8 +20,9 @@ from .reach import locked, private_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-__all__ = ["Cluster", "discard", "find", "key_of", "keep"]
+__all__ = ["Cluster", "discard", "find", "keep", "key_of"]
 
 FORMAT: Final = 1
 KEPT: Final = 6
@@ -94,7 +94,8 @@ def _store(cache: Path, key: str, data: Path) -> None:
 
 def _remove_oldest(cache: Path) -> None:
     def last_use(path: Path) -> float:
-        return (path / _COMPLETE).stat().st_mtime
+        mark = path / _COMPLETE
+        return mark.stat().st_mtime if mark.exists() else 0.0
 
     for path in sorted(cache.glob("cluster-*"), key=last_use)[:-KEPT]:
         _remove(path)

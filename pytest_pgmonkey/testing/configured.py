@@ -77,12 +77,17 @@ class ConfiguredServer:
         """Give the name of a scratch database, which tells its run."""
         return f"pgmonkey_{self._run}{_checksum(self._run)}_{name}"
 
-    def create_database(self, name: str) -> None:
-        """Create a scratch database of this run; raises ScratchError."""
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a scratch database of this run, or a copy of another; raises ScratchError."""
         conn = self._sweep()
+        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+        if template is not None:
+            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
         try:
-            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            conn.execute(statement)
         except psycopg.errors.InsufficientPrivilege:
+            if template is not None:
+                raise
             raise ScratchError(
                 f"{self.description}: its role may not create databases, and a schema needs one: "
                 "ALTER ROLE … CREATEDB, or test in the database as it is, with "

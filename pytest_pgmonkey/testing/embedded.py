@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,16 +11,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import clusters
+from .binaries import extension_versions
 from .guarded import GuardedProcess
 from .reach import make_reachable, may_enter, unprivileged_uid
 from .servers import ServerStartError, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from psycopg import Connection, sql
 
     from .binaries import Binaries
+    from .template import Recipe
 
 __all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
 
@@ -58,29 +62,42 @@ class EmbeddedServer:
 
     source = "embedded"
 
-    def __init__(self, binaries: Binaries, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, binaries: Binaries, *, settings: Mapping[str, str] | None = None, name: str = ""
+    ) -> None:
         uid = unprivileged_uid()
         self.binaries = make_reachable(binaries, uid)
         self.port = _free_port() if ON_WINDOWS else "5432"
         self._password = secrets.token_urlsafe(16) if ON_WINDOWS else None
         self._settings = dict(settings or {})
-        self.guarded = GuardedProcess(choose_directories(uid), uid)
+        self._alone = True
+        self.guarded = GuardedProcess(choose_directories(uid, name), uid)
         self.socket_directory = self.guarded.directories[-1]
 
     @classmethod
     def start(
-        cls: type[AnyServer], binaries: Binaries, *, settings: Mapping[str, str] | None = None
+        cls: type[AnyServer],
+        binaries: Binaries,
+        *,
+        settings: Mapping[str, str] | None = None,
+        recipe: Recipe | None = None,
     ) -> AnyServer:
-        """Make a cluster, start its server, and make the tests' role in it."""
+        """Start a server with the tests' role, and the recipe's template if one was kept."""
         server = cls(binaries, settings=settings)
-        try:
-            server.make_cluster()
-            server.start_postmaster()
-            server.make_role()
-        except BaseException:
-            server.stop()
-            raise
+        server.bring_up(recipe)
         return server
+
+    def bring_up(self, recipe: Recipe | None = None) -> None:
+        """Make a cluster or copy one that was kept, and start its server; all or nothing."""
+        try:
+            if recipe is None or not self._start_kept(self._key(recipe)):
+                if not self._start_kept(self._key()):
+                    self.make_new_cluster()
+                    self.start_postmaster()
+                self.make_role()
+        except BaseException:
+            self.stop()
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.binaries.origin} at {self.socket_directory}>"
@@ -129,8 +146,39 @@ class EmbeddedServer:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
 
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
+        """Give the database that a recipe makes, loaded by the first who asks.
+
+        It has its name when it is complete; `load` is called with another.
+        """
+        with self._admin() as conn:
+            conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", [recipe.lock])
+            found = conn.execute(
+                "SELECT FROM pg_catalog.pg_database WHERE datname = %s", [recipe.name]
+            ).fetchone()
+            if found is None:
+                self._load_template(conn, recipe, load)
+        if found is None and self._alone:
+            self._keep_template(recipe)
+        return recipe.name
+
+    def publish(self) -> None:
+        """Let others use the server from now on, who expect it not to be stopped and started."""
+        self._alone = False
+
     def make_cluster(self) -> None:
-        """Make the data directory."""
+        """Make the data directory, by a copy where one was kept."""
+        if not self._copy_kept(self._key()):
+            self.make_new_cluster()
+
+    def make_new_cluster(self) -> None:
+        """Make the data directory anew, and keep it for later runs."""
+        self.run_initdb()
+        if key := self._key():
+            clusters.keep(key, self.guarded.data)
+
+    def run_initdb(self) -> None:
+        """Make the data directory with initdb."""
         for attempt in initdb_options(self.binaries.major):
             shutil.rmtree(self.guarded.data, ignore_errors=True)
             code = self._initdb(attempt)
@@ -154,6 +202,69 @@ class EmbeddedServer:
 
         statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         self._execute(statement.format(sql.Identifier(ROLE), sql.Literal(self._password)))
+
+    def _key(self, recipe: Recipe | None = None) -> str:
+        """Name what a data directory is made from, empty where it must not be kept."""
+        if self._password is not None or (recipe is not None and not recipe.lasting):
+            return ""
+        facts = [
+            self.binaries.version,
+            self.binaries.program("postgres").stat().st_size,
+            *initdb_options(self.binaries.major),
+        ]
+        if recipe is not None:
+            facts += [ROLE, recipe.digest]
+        if recipe is not None and recipe.extensions:
+            facts += extension_versions(self.binaries)
+        return clusters.key_of(facts)
+
+    def _copy_kept(self, key: str) -> bool:
+        found = clusters.find(key) if key else None
+        if found is None:
+            return False
+        if self.guarded.copy(found.data, found.files, found.size):
+            return True
+        clusters.discard(found)
+        return False
+
+    def _start_kept(self, key: str) -> bool:
+        """Start on a copy of a data directory that was kept; one that does not start is removed."""
+        if not self._copy_kept(key):
+            return False
+        try:
+            self.start_postmaster()
+        except ServerStartError:
+            if found := clusters.find(key):
+                clusters.discard(found)
+            return False
+        return True
+
+    def _load_template(
+        self, conn: Connection[Any], recipe: Recipe, load: Callable[[str], None]
+    ) -> None:
+        import psycopg
+        from psycopg import sql
+
+        partial = f"{recipe.name}_partial"
+        self.create_database(partial)
+        try:
+            load(partial)
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # the server may have gone
+                self.drop_database(partial)
+            raise
+        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
+        # Nobody may connect to it: a template that has sessions cannot be cloned.
+        conn.execute(sql.SQL("ALTER DATABASE {partial} ALLOW_CONNECTIONS false").format(**names))
+        conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
+
+    def _keep_template(self, recipe: Recipe) -> None:
+        """Keep the data directory, for which the server has to be down for a moment."""
+        if key := self._key(recipe):
+            self.guarded.halt("SIGINT")
+            if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
+                clusters.keep(key, self.guarded.data)
+            self.start_postmaster()
 
     def _initdb(self, options: list[str]) -> int:
         command = [str(self.binaries.program("initdb")), "-D", str(self.guarded.data), *options]
@@ -235,12 +346,12 @@ def initdb_options(major: int) -> Iterator[list[str]]:
         yield [*options, *LOCALE_C]
 
 
-def choose_directories(uid: int | None) -> list[Path]:
+def choose_directories(uid: int | None, name: str = "") -> list[Path]:
     """Choose a home for the data, in RAM where there is room, and a place for the socket.
 
     They are one directory, unless the home's path is too long for a Unix socket.
     """
-    name = f"pgmonkey-{secrets.token_hex(4)}"
+    name = directory_name(name or secrets.token_hex(4))
     bases = [base for base in _bases() if _is_usable(base, uid)]
     roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
     short = [base / name for base in bases if _fits_socket(base / name)]
@@ -252,6 +363,16 @@ def choose_directories(uid: int | None) -> list[Path]:
         )
     home = roomy[0]
     return [home] if home in short else [home, short[0]]
+
+
+def directory_name(name: str) -> str:
+    """Give the name that a server's directory has in its place."""
+    return f"pgmonkey-{name}"
+
+
+def homes(name: str) -> list[Path]:
+    """Give the directories of that name that are there."""
+    return [path for base in _bases() if (path := base / directory_name(name)).is_dir()]
 
 
 def _bases() -> list[Path]:

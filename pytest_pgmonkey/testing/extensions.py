@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import PGMonkeyError
-from .binaries import find_all
+from .binaries import extension_directories, find_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,12 +47,4 @@ def _advice(name: str) -> str:
 
 def _has(found: Any, name: str) -> bool:
     """Whether an installation's tree holds the extension's control file."""
-    root = found.bindir.parent
-    version = root.name  # Debian keeps /usr/share/postgresql/15 beside /usr/lib/postgresql/15
-    shares = (root / "share", root.parents[2] / "share/postgresql" / version)
-    return any(
-        next(share.glob(pattern), None) is not None
-        for share in shares
-        if share.is_dir()
-        for pattern in (f"extension/{name}.control", f"*/extension/{name}.control")
-    )
+    return any((where / f"{name}.control").is_file() for where in extension_directories(found))

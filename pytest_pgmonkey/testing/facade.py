@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from .sandbox.internals import SandboxConnection
+from psycopg.conninfo import make_conninfo
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -53,18 +53,13 @@ class PGMonkey:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration of the test's database, as `load_config` gives it."""
-        return self._kit.server.config(self._kit.database.name)
+        return self._kit.server.config(self._kit.conninfo["dbname"])
 
     @property
     def dsn(self) -> str:
         """What libpq connects with; another process does not see the test's uncommitted data."""
-        return self._kit.database.dsn
+        return make_conninfo(**self._kit.conninfo)
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""
-        sandbox = self._kit.sandbox
-        conn: Any = sandbox.lend(SandboxConnection, autocommit=True)
-        try:
-            return cast("Cursor[Any]", conn.execute(query, params))
-        finally:
-            conn.close()
+        return self._kit.execute(query, params)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .plugin import is_async, kit_of, settle, show_errors
+from .plugin import begin, is_async, kit_of, settle, show_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _pgmonkey_kit(pgmonkey_database: Database) -> Kit:
 @pytest.fixture
 def _pgmonkey_test(_pgmonkey_kit: Kit) -> Iterator[None]:
     """The sandbox for a test that names no fixture, only the marker."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield
     settle(_pgmonkey_kit)
 
@@ -60,7 +60,7 @@ def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
     """The test's database, rolled back: .normal, .pool, .async_, .async_pool, .execute(…)."""
     from .facade import PGMonkey
 
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield PGMonkey(_pgmonkey_kit)
     settle(_pgmonkey_kit)
 
@@ -68,7 +68,7 @@ def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
 @pytest.fixture
 def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
     """A PGConnectionManager; any path or dictionary given to it leads to the test's database."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield _pgmonkey_kit.manager()
     settle(_pgmonkey_kit)
 
@@ -76,7 +76,7 @@ def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
 @pytest.fixture
 def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
     """A handle of type 'normal' in the rolled-back test: with pgmonkey_normal as conn."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handle("normal")
     settle(_pgmonkey_kit)
 
@@ -84,7 +84,7 @@ def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 @pytest.fixture
 def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
     """A handle of type 'pool' in the rolled-back test: with pgmonkey_pool as conn."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handle("pool")
     settle(_pgmonkey_kit)
 
@@ -92,7 +92,7 @@ def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 @pytest.fixture
 def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
     """A handle of type 'async' in the rolled-back test: async with pgmonkey_async as conn."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handle("async")
     settle(_pgmonkey_kit)
 
@@ -100,7 +100,7 @@ def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 @pytest.fixture
 def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
     """A handle of type 'async_pool' in the rolled-back test: async with … as conn."""
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handle("async_pool")
     settle(_pgmonkey_kit)
 
@@ -110,7 +110,7 @@ def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> I
     """A handle; the test runs once per connection type of its own kind, sync or async."""
     from .views import view
 
-    _pgmonkey_kit.begin()
+    begin(_pgmonkey_kit)
     with view(_pgmonkey_kit.handle(request.param), for_async=is_async(request.function)) as handle:
         yield handle
     settle(_pgmonkey_kit)

@@ -54,9 +54,9 @@ class GuardedProcess:
         """Copy a data directory of so many files and bytes; tell whether all of it was there."""
         return bool(self._request("copy", str(source), files, size))
 
-    def serve_run(self, controller: int) -> None:
+    def publish(self, controller: int, facts: dict[str, str]) -> None:
         """Leave the server to a whole run: it ends with that process, no longer with this one."""
-        self._request("serve_run", controller)
+        self._request("publish", controller, facts)
         self.forget()
 
     def run(self, *argv: str) -> int:
@@ -105,7 +105,7 @@ class GuardedProcess:
             process.returncode = 0  # or its finalizer warns of a process still running
             _close_pipes(process)
 
-    def _request(self, *request: str | int) -> Any:
+    def _request(self, *request: Any) -> Any:
         with self._lock:
             process = self._process
             if process is None or process.stdin is None or self._waiting:

@@ -6,9 +6,9 @@ pytest closes or pytest is gone it stops the server and removes the directories.
 and a SIGKILL of pytest take the same path.
 
 Requests are JSON arrays, one a line: `["copy", directory, files, bytes]`, `["run", program, ...]`,
-`["start", program, ...]`, `["halt", signal]`, `["serve_run", pid]`. Each gets one JSON value as
-its answer. After `serve_run` the server lives as long as that process: the controller of a run
-whose workers share it.
+`["start", program, ...]`, `["halt", signal]`, `["publish", pid, facts]`. Each gets one JSON value
+as its answer. Once published the server lives as long as that process, the controller of a run
+whose workers share it, and a file in its home tells them the facts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 # pathlib would make this process start 10 ms later
-# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH115, PTH123
+# ruff: noqa: PTH102, PTH104, PTH106, PTH108, PTH110, PTH115, PTH123
 
 POLL = 0.005
 PARENT_POLL = 0.25
@@ -34,6 +34,7 @@ REMOVE_LIMIT = 10.0
 LOG = "server.log"
 DATA = "data"
 PID = "guardian.pid"
+PUBLISHED = "published.json"
 CHUNK = 1 << 20
 
 
@@ -188,8 +189,14 @@ class Guardian:
         for path in paths:
             os.mkdir(path, 0o700)
             self.directories.append(path)
-        with open(f"{self.home}/{PID}", "x", encoding="ascii") as file:
-            file.write(str(os.getpid()))
+        self._tell(PID, str(os.getpid()))
+
+    def _tell(self, name: str, text: str) -> None:
+        """Write a file of the home that others find complete or not at all."""
+        partial = f"{self.home}/{name}.partial"
+        with open(partial, "x", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(partial, f"{self.home}/{name}")
 
     def _hand_over(self) -> None:
         """Give the directories to the server's user, once root has nothing to write in them."""
@@ -225,9 +232,10 @@ class Guardian:
             remove_tree(self.data)
         return whole
 
-    def do_serve_run(self, pid: int) -> None:
-        """Live as long as another process does, whatever becomes of the one that asks."""
+    def do_publish(self, pid: int, facts: dict[str, str]) -> None:
+        """Tell others of the server, and live from now on as long as another process does."""
         self._run = pid
+        self._tell(PUBLISHED, json.dumps(facts))
 
     def do_run(self, *argv: str) -> int:
         """Run a program to its end and give its exit code."""

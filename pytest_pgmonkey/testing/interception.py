@@ -39,6 +39,8 @@ class Interception:
         self.own: WeakSet[Any] = WeakSet()
         self.used: Callable[[], bool] = lambda: True
         """Asked when a handle is entered before it is known whether the kit is in use."""
+        self.isolation = "rollback"
+        """That of the test which is about to run."""
         self.sandbox: Any = None
         self.preparing: Any = None
         """Makes the sources that lead to the database being prepared."""

@@ -17,9 +17,12 @@ from ..connecting import AsyncDirectSource, Connector, DirectSource
 from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
+from .clones import Clones, CloneWorld
 from .interception import Phase
 from .sandbox import Sandbox
+from .sandbox.internals import SandboxConnection
 from .schema import load_schema, resolve_steps
+from .template import recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .options import Options
     from .servers import Server
+    from .template import Recipe
+    from .workers import Worker
 
 __all__ = ["Database", "Kit", "KitError", "start_server"]
 
@@ -41,8 +46,13 @@ class SpoiledError(KitError):
     """A test has committed something that cannot be undone: no other may run on it."""
 
 
-def start_server(options: Options) -> Server:
-    """Start or find the server that the options name; raises PGMonkeyError."""
+def start_server(
+    options: Options, worker: Worker | None = None, recipe: Recipe | None = None
+) -> Server:
+    """Start or find the server that the options name; raises PGMonkeyError.
+
+    An embedded one has the recipe's template from the start where an earlier run kept it.
+    """
     if options.config is not None:
         from .configured import ConfiguredServer
 
@@ -58,7 +68,12 @@ def start_server(options: Options) -> Server:
     from .binaries import find_binaries
     from .embedded import EmbeddedServer
 
-    return EmbeddedServer.start(find_binaries(options.bindir))
+    binaries = find_binaries(options.bindir)
+    if worker is None:
+        return EmbeddedServer.start(binaries, recipe=recipe)
+    from .workers import start_or_join
+
+    return start_or_join(binaries, worker, recipe)
 
 
 class _Preparation:
@@ -158,17 +173,25 @@ class Kit:
     """What the fixtures of one process share; made at their first use."""
 
     def __init__(
-        self, options: Options, interception: Interception, stop_run: Callable[[str], None]
+        self,
+        options: Options,
+        interception: Interception,
+        stop_run: Callable[[str], None],
+        worker: Worker | None = None,
     ) -> None:
         self.options = options
+        self.worker = worker
         self.stop_run = stop_run
         self.interception = interception
         self._server: Server | None = None
         self._sandbox: Sandbox | None = None
         self._database: Database | None = None
         self._steps: list[Path | Callable[[Any], Any]] = []
+        self._recipe: Recipe | None = None
         self._specs: dict[str, ConnectionSpec] = {}
         self._unblocked = False
+        self._clones: Clones | None = None
+        self._world: CloneWorld | None = None
         self._depth = 0
         self._pid = os.getpid()
 
@@ -178,13 +201,16 @@ class Kit:
     def server(self) -> Server:
         """The server, started at its first use."""
         if self._server is None:
-            self._server = start_server(self.options)
+            self._server = start_server(self.options, self.worker)
+            self._publish()
         return self._server
 
     def prepare(self, steps: Iterable[Any]) -> Database:
         """Make the database of this process, load the schema into it, and connect to it."""
         self._steps = resolve_steps(steps, self.options.rootdir)
         scratch = self._wants_scratch()
+        if self.options.config is None:
+            self._prepare_template()
         server: Any = self.server
         name = server.scratch_name("tests") if scratch else server.database
         if scratch:
@@ -211,12 +237,42 @@ class Kit:
             )
         return options.database == "scratch" or wanted
 
+    def _prepare_template(self) -> None:
+        """Have a server with the template of the schema; one that fails to get it is stopped."""
+        self._recipe = recipe_of(self._steps, self.options.extensions, self.options.rootdir)
+        if self._server is not None:
+            self._find_template()
+            return
+        self._server = start_server(self.options, self.worker, self._recipe)
+        try:
+            self._find_template()
+            self._publish()
+        except BaseException:
+            self._server.stop()
+            self._server = None
+            raise
+
+    def _find_template(self) -> str | None:
+        server: Any = self._server
+        return server.template(self._recipe, self._load) if self._recipe else None
+
+    def _publish(self) -> None:
+        if self.options.config is None:
+            self._server.publish()  # type: ignore[union-attr]
+
     def _create(self, name: str) -> None:
-        server = self.server
-        server.create_database(name)  # type: ignore[attr-defined]
+        server: Any = self.server
+        if self.options.config is None:
+            server.create_database(name, self._find_template())
+        else:
+            server.create_database(name)
+            self._load(name)
+
+    def _load(self, name: str) -> None:
+        """Create the extensions in a database and load the schema into it."""
         self._create_extensions(name)
         with self.preparing(name):
-            load_schema(self._steps, lambda: _connect(server.conninfo(name)))
+            load_schema(self._steps, lambda: _connect(self.server.conninfo(name)))
 
     def _create_extensions(self, name: str) -> None:
         if self.options.extensions:
@@ -244,6 +300,35 @@ class Kit:
     def note_unblocked(self) -> None:
         """Note that the database holds more than the schema: it cannot be made again."""
         self._unblocked = True
+        if self._clones is not None:
+            self._clones.forget_template()
+
+    # Clones
+
+    @property
+    def clones(self) -> Clones:
+        """The copies of the prepared database."""
+        if self._clones is None:
+            self._clones = Clones(self.server, self.database.name, self.sandbox.close)
+        return self._clones
+
+    @property
+    def conninfo(self) -> dict[str, str]:
+        """libpq's keywords for the database of the running test."""
+        if self._world is not None:
+            return self._world.conninfo
+        return self.server.conninfo(self.database.name)
+
+    def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
+        """Run one statement in autocommit in the running test's database."""
+        if self._world is not None:
+            return self._world.execute(query, params)
+        conn: Any = self.sandbox.lend(SandboxConnection, autocommit=True)
+        try:
+            cursor: psycopg.Cursor[Any] = conn.execute(query, params)
+            return cursor
+        finally:
+            conn.close()
 
     # Tests
 
@@ -261,6 +346,9 @@ class Kit:
 
     def begin(self) -> None:
         """Begin a test; fixtures may do so several times, the first one counts."""
+        if not self._depth and self.interception.isolation == "clone":
+            self._world = CloneWorld(self.clones, self.server)
+            self.interception.sandbox = self._world
         self._depth += 1
         self.interception.phase = Phase.TEST
 
@@ -273,6 +361,10 @@ class Kit:
         if self._depth:
             return [], []
         self.interception.phase = Phase.OUTSIDE
+        if self._world is not None:
+            world, self._world = self._world, None
+            self.interception.sandbox = self.sandbox
+            return world.end(), []
         sandbox = self.sandbox
         refusals = sandbox.take_refusals()
         failures = sandbox.reset()
@@ -312,6 +404,8 @@ class Kit:
         """End everything that the process has started."""
         if os.getpid() != self._pid:
             return
+        if self._clones is not None:
+            self._clones.close()
         if self._sandbox is not None:
             self._sandbox.close()
         if self._database is not None:

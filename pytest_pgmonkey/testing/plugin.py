@@ -18,18 +18,30 @@ import pytest
 from .. import sources
 from ..errors import PGMonkeyError
 from .interception import Interception, Phase
-from .options import OPTIONS, TYPES, Option, OptionError, Options, environment, judge_types, resolve
+from .options import (
+    ISOLATIONS,
+    OPTIONS,
+    TYPES,
+    Option,
+    OptionError,
+    Options,
+    environment,
+    judge_types,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .kit import Kit
+    from .workers import Worker
 
 pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
 
 _OPTIONS: Final = pytest.StashKey[Options]()
 _INTERCEPTION: Final = pytest.StashKey[Interception]()
 _KIT: Final = pytest.StashKey["Kit"]()
+_RUN: Final = pytest.StashKey[dict[str, Any]]()
 _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _TEST_FIXTURE: Final = "_pgmonkey_test"
@@ -73,15 +85,27 @@ def _help(option: Option) -> str:
     return f"{option.help}{choices}{default}".replace("%", "%%")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # A conftest may import the application, which may ask for its handles at once.
+    _install(early_config, early_config.known_args_namespace)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "pgmonkey(isolation='rollback', types='native'): give the test a PostgreSQL database "
         "that is rolled back, without naming a fixture, or with other settings than the run's.",
     )
+    if _INTERCEPTION not in config.stash:
+        _install(config, config.option)
+
+
+def _install(config: pytest.Config, arguments: Any) -> None:
+    """Decide the options, and stand between the application's handles and their servers."""
     try:
         options = resolve(
-            lambda option: config.getoption(option.ini + "_option"),
+            lambda option: getattr(arguments, option.ini + "_option", None),
             lambda option: config.getini(option.ini),
             environment(),
             rootdir=config.rootpath,
@@ -89,16 +113,18 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
-    if options.isolation == "clone":
-        raise pytest.UsageError(f"{options.given['isolation']}: {_NOT_YET}")
     config.stash[_OPTIONS] = options
     interception = Interception(options.map, everything=options.intercept != "false")
     interception.used = lambda: _mentions_kit(config)
     config.stash[_INTERCEPTION] = interception
     sources.interceptor = interception
+    # Where loading a conftest fails, pytest_unconfigure is not called.
+    config.add_cleanup(lambda: _uninstall(interception))
 
 
-_NOT_YET: Final = "isolation 'clone' is not available in this version; use 'rollback'"
+def _uninstall(interception: Interception) -> None:
+    if sources.interceptor is interception:
+        sources.interceptor = None
 
 
 def _mentions_kit(config: pytest.Config) -> bool:
@@ -108,7 +134,8 @@ def _mentions_kit(config: pytest.Config) -> bool:
     """
     if config.stash[_OPTIONS].given or config.stash[_OPTIONS].intercept == "true":
         return True
-    for argument in config.args or [str(config.rootpath)]:
+    arguments = getattr(config, "args", None) or config.known_args_namespace.file_or_dir
+    for argument in arguments or [str(config.rootpath)]:
         path = Path(argument.split("::", 1)[0])
         files = path.rglob("*.py") if path.is_dir() else [path, *path.parent.glob("conftest.py")]
         if any(_mentions(file) for file in files):
@@ -239,8 +266,19 @@ def kit_of(config: pytest.Config) -> Kit:
         interception = config.stash[_INTERCEPTION]
         # A doctest or getfixturevalue() may ask although no collected test said that it would.
         sources.interceptor = interception
-        kit = config.stash[_KIT] = Kit(config.stash[_OPTIONS], interception, partial(_stop, config))
+        kit = config.stash[_KIT] = Kit(
+            config.stash[_OPTIONS], interception, partial(_stop, config), _worker(config)
+        )
     return kit
+
+
+def _worker(config: pytest.Config) -> Worker | None:
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is None:
+        return None
+    from .workers import worker_of
+
+    return worker_of(workerinput)
 
 
 def _stop(config: pytest.Config, reason: str) -> None:
@@ -258,6 +296,15 @@ def show_errors() -> Iterator[None]:
         if isinstance(error, PGMonkeyError) or type(error).__module__.startswith("psycopg"):
             raise pytest.fail.Exception(f"pgmonkey: {error}", pytrace=False) from None
         raise
+
+
+def begin(kit: Kit) -> None:
+    """Begin a test in the isolation that it asks for."""
+    if kit.interception.isolation == "rollback":
+        kit.begin()  # which cannot fail, and is paid for by every test
+    else:
+        with show_errors():
+            kit.begin()
 
 
 def settle(kit: Kit) -> None:
@@ -281,12 +328,15 @@ def settle(kit: Kit) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    interception = item.config.stash[_INTERCEPTION]
+    interception.isolation = item.config.stash[_OPTIONS].isolation
     marker = item.get_closest_marker(_MARKER)
     if marker is None:
         return
     problem = _marker_problem(marker)
     if problem:
         pytest.fail(f"@pytest.mark.pgmonkey: {problem}", pytrace=False)
+    interception.isolation = marker.kwargs.get("isolation", interception.isolation)
 
 
 def _marker_problem(marker: pytest.Mark) -> str:
@@ -295,9 +345,7 @@ def _marker_problem(marker: pytest.Mark) -> str:
         what = ", ".join(sorted(unknown)) or "a positional argument"
         return f"takes isolation= and types=, not {what}"
     isolation = marker.kwargs.get("isolation", "rollback")
-    if isolation == "clone":
-        return _NOT_YET
-    if isolation != "rollback":
+    if isolation not in ISOLATIONS:
         return f"isolation {isolation!r} is not one of rollback, clone"
     return ""
 
@@ -334,9 +382,22 @@ def _header(options: Options) -> str:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    interception = config.stash.get(_INTERCEPTION, None)
-    if sources.interceptor is interception:
-        sources.interceptor = None
     kit = config.stash.get(_KIT, None)
     if kit is not None:
         kit.close()
+    run = config.stash.get(_RUN, None)
+    if run is not None:
+        from .workers import end_run
+
+        end_run(run["name"])
+
+
+# pytest-xdist
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of which run it is; called in the controller."""
+    from .workers import KEY, new_run
+
+    node.workerinput[KEY] = node.config.stash.setdefault(_RUN, new_run())

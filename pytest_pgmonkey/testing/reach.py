@@ -85,7 +85,7 @@ def private_cache(name: str) -> Path | None:
     for base in _own_cache_bases():
         directory = base / NAME / name
         with contextlib.suppress(OSError):
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             directory.mkdir(mode=0o700, exist_ok=True)
             if _is_ours(directory.parent) and _is_ours(directory) and _is_writable(directory):
                 return directory
@@ -102,7 +102,8 @@ def cache_directory(uid: int | None) -> Path:
         directory = base / NAME
         with contextlib.suppress(OSError):
             if may_enter(_nearest(base), uid):
-                directory.mkdir(parents=True, exist_ok=True)
+                # The mode is named, as the umask may let a group write.
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
                 if _is_ours(directory):
                     directory.chmod(0o755)  # the umask may have closed it
                     return directory
@@ -264,19 +265,20 @@ def locked(directory: Path, limit: float = LOCK_LIMIT) -> Iterator[bool]:
 
 
 def _lock(file: TextIO, limit: float) -> bool:
+    deadline = time.monotonic() + limit
+    while (held := _try_lock(file)) is None and time.monotonic() < deadline:
+        time.sleep(LOCK_POLL)
+    return bool(held)
+
+
+def _try_lock(file: TextIO) -> bool | None:
+    """Give `None` where somebody else holds the lock, `False` where there are no locks."""
     try:
         import fcntl
-    except ImportError:
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except (ImportError, OSError):  # not every file system has them
         return False
-    deadline = time.monotonic() + limit
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(LOCK_POLL)
-        except OSError:  # a file system without locks
-            return False
-        else:
-            return True
+    return True

@@ -17,14 +17,14 @@ import psycopg
 import psycopg_pool
 import pytest
 
-from pytest_pgmonkey import PGMonkeyError
+from pytest_pgmonkey import PGConnectionManager, PGMonkeyError
 
 from .four import ASYNC, POOLS, SYNC, Kind, block, call, execute, pid, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from pytest_pgmonkey import AsyncHandle, Handle, PGConnectionManager
+    from pytest_pgmonkey import AsyncHandle, Handle
 
 
 @pytest.fixture(params=SYNC)
@@ -64,21 +64,22 @@ def test_eight_threads(handle: Handle, rows: Any) -> None:
     assert rows() == list(range(80))
 
 
-def test_eight_threads_make_one_pool(
-    config: Any, manager: PGConnectionManager, sessions: Any
-) -> None:
-    """Threads that ask for a handle at the same time get the same one."""
+@pytest.mark.parametrize("type_", SYNC)
+def test_eight_threads_make_one(type_: str, config: Any) -> None:
+    """Threads that ask for a handle at the same time get the same one, proved and opened once."""
     together = threading.Barrier(8, timeout=20)
-    kind = Kind("pool", config, manager)
+    opened: list[Any] = []
 
     def get(_: int) -> Any:
         together.wait()
-        return manager.get_database_connection_from_dict(kind.sections(), "pool")
+        return manager.get_database_connection_from_dict(sections, type_)
 
-    with ThreadPoolExecutor(8) as threads:
-        handles = list(threads.map(get, range(8)))
-    assert len({id(handle) for handle in handles}) == 1
-    assert len(sessions()) <= 2  # The pool's one, and the proof while it ends.
+    with PGConnectionManager(configure=opened.append) as manager:
+        sections = Kind(type_, config, manager).sections(pool={"min_size": 0})
+        with ThreadPoolExecutor(8) as threads:
+            handles = list(threads.map(get, range(8)))
+        assert len({id(handle) for handle in handles}) == 1
+        assert len(opened) == 1
 
 
 def test_threads_share_the_failure_of_an_opening(
@@ -266,11 +267,15 @@ async def test_twenty_tasks(async_kind: Kind, rows: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_twenty_tasks_make_one_pool(async_kind: Kind) -> None:
-    """Tasks that ask for a handle at the same time get the same one."""
-    handles = await asyncio.gather(*[async_kind.get() for _ in range(20)])
-    assert len({id(handle) for handle in handles}) == 1
-    assert async_kind.manager.cache_info["size"] == 1
+async def test_twenty_tasks_make_one(async_kind: Kind) -> None:
+    """Tasks that ask for a handle at the same time get the same one, proved and opened once."""
+    opened: list[Any] = []
+    async with PGConnectionManager(aconfigure=opened.append) as manager:
+        attempts = [async_kind.get(manager, pool={"min_size": 0}) for _ in range(20)]
+        handles = await asyncio.gather(*attempts)
+        assert len({id(handle) for handle in handles}) == 1
+        assert manager.cache_info["size"] == 1
+        assert len(opened) == 1
 
 
 @pytest.mark.asyncio
@@ -418,7 +423,6 @@ async def test_lost_connection_is_a_warning(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", POOLS, indirect=True)
 async def test_lost_handle_with_an_open_block_is_a_warning(kind: Kind) -> None:
     """A handle that is lost with an open block is reported with where that was entered."""
-    from pytest_pgmonkey import PGConnectionManager
 
     async def lose() -> None:
         handle = await kind.get(PGConnectionManager())

@@ -428,8 +428,10 @@ async def test_normal_without_any_type(
 async def test_disconnect(kind: Kind, sessions: Any, until: Any) -> None:
     """A disconnected handle is closed for good, and the next one is alive."""
     handle = await kind.get()
+    pool = handle.pool
     await call(handle.disconnect())
     await call(handle.disconnect())
+    assert pool is None or pool.closed
     until(lambda: sessions() == [])
     assert kind.manager.cache_info["size"] == 0
     with pytest.raises(HandleClosedError, match="disconnected"):

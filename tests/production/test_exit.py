@@ -123,6 +123,26 @@ def test_script_with_a_loop_by_hand(run_script: Any, config_path: Path, ending: 
     assert finished.seconds < 5
 
 
+def test_pool_is_closed_before_the_interpreter_goes(run_script: Any, config_path: Path) -> None:
+    """A pool's threads are ended while that is still possible: Python 3.14 complains later on."""
+    finished = run_script(
+        """
+        import atexit, sys, threading
+
+        # Registered first, called last.
+        atexit.register(lambda: print(pool.closed, threading.active_count()))
+        from pytest_pgmonkey import PGConnectionManager
+
+        handle = PGConnectionManager().get_database_connection(sys.argv[1], "pool")
+        with handle:
+            pool = handle.pool
+        """,
+        config_path,
+    )
+    finished.assert_clean()
+    assert finished.out == "True 1\n"
+
+
 def test_script_that_is_busy_in_other_threads(run_script: Any, config_path: Path) -> None:
     """Daemon threads that use a pool while the process ends do not keep it, nor a lock."""
     finished = run_script(

@@ -136,7 +136,7 @@ def test_all_tasks_cancelled(kind: Kind) -> None:
 
 
 def test_loop_closed_without_ending_its_tasks(
-    kind: Kind, capfd: pytest.CaptureFixture[str]
+    kind: Kind, capfd: pytest.CaptureFixture[str], sessions: Any, until: Any
 ) -> None:
     """A loop that is closed the old way leaves nothing on stderr, and no warning."""
     loop = asyncio.new_event_loop()
@@ -144,6 +144,7 @@ def test_loop_closed_without_ending_its_tasks(
     loop.run_until_complete(use(handle))
     loop.close()
     kind.manager.clear_cache()
+    until(lambda: sessions() == [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del handle, loop

@@ -67,14 +67,6 @@ async def test_cursor_with_hold(w: World) -> None:
         w.status(conn)
         await w.do(cursor.close)
         w.status(conn)
-        await w.do(conn.rollback)
-        cursor = conn.cursor("undone", withhold=True)
-        await call(cursor.execute("SELECT n FROM t ORDER BY n"))
-        await w.do(conn.rollback)
-        await w.do(cursor.fetchone)
-        await w.do(conn.rollback)
-        await w.do(cursor.close)
-        w.status(conn)
 
 
 @twin
@@ -93,6 +85,9 @@ async def test_cursor_in_sql(w: World) -> None:
         await w.run(conn, "FETCH 2 FROM c")
         await w.run(conn, "CLOSE c")
         await w.do(conn.commit)
+        await w.run(conn, "DECLARE c CURSOR WITH HOLD FOR SELECT generate_series(1, 3)")
+        await w.do(conn.rollback)
+        await w.run(conn, "FETCH 2 FROM c")
 
 
 @twin
@@ -431,7 +426,7 @@ async def test_errors_of_cursors(w: World) -> None:
 
 
 @twin
-async def test_hook_connections(w: World) -> None:
+async def test_statement_timeout(w: World) -> None:
     """`statement_timeout` cancels a statement and leaves the transaction failed."""
     for options in ({}, AUTOCOMMIT):
         async with w.borrow(**options) as conn:

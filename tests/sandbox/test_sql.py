@@ -305,6 +305,10 @@ async def test_settings_per_borrower(w: World) -> None:
         await w.run(one, "SELECT count(*) FROM t")
         await w.do(one.commit)
         await w.run(two, "SELECT count(*) FROM t")
+        await w.do(two.rollback)
+        for conn in (one, two):  # a real pool keeps what is set
+            await w.run(conn, "RESET ALL")
+            await w.do(conn.commit)
     if not w.type.is_pool:
         async with w.borrow() as conn:
             await w.run(conn, "SHOW work_mem")

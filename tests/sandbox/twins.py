@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from pytest_pgmonkey import ConnectionType, PGConnectionManager, PGMonkeyError, 
 from pytest_pgmonkey.testing.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 
     from pytest_pgmonkey.testing.embedded import EmbeddedServer
 
@@ -195,6 +195,15 @@ class Twins:
     def async_source(self, handle: Any) -> Any:
         return self.sandbox.async_source(handle)
 
+    @contextmanager
+    def intercepting(self, on: bool = True) -> Iterator[None]:
+        """Lead every handle into the sandbox, for a block."""
+        sources.interceptor = self if on else None
+        try:
+            yield
+        finally:
+            sources.interceptor = None
+
     # Running
 
     def drive(self, coroutine: Coroutine[Any, Any, Any], *, loop: bool) -> Any:
@@ -214,11 +223,10 @@ class Twins:
             await program(world)
             await world.finish()
 
-        sources.interceptor = None if real else self  # type: ignore[assignment]
         try:
-            self.drive(whole(), loop=world.type.is_async)
+            with self.intercepting(not real):
+                self.drive(whole(), loop=world.type.is_async)
         finally:
-            sources.interceptor = None
             problems = [] if real else self.sandbox.reset()
             if real:
                 self.renew()

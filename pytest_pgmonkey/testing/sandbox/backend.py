@@ -99,6 +99,7 @@ class Backend:
         self.advisory = self._advisory_functions()
         self.prepared = False
         self.escaped: EscapeError | None = None
+        self.last_place = self.last_statement = ""
         self._awaiting = False
         self._backlog: list[bytes] = []
 
@@ -117,10 +118,26 @@ class Backend:
         """Whether the session is gone."""
         return bool(self.pgconn.status == pq.ConnStatus.BAD)
 
+    def has_died(self) -> bool:
+        """Find whether the server has ended the session since it was last used."""
+        try:
+            # What it says in parting comes first, the end of the file by the second reading.
+            self.pgconn.consume_input()
+            self.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        return self.dead
+
     @property
     def behind(self) -> bool:
         """Whether answers must be collected before the next command."""
         return self._awaiting
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there must be an outer transaction."""
+        frames = [frame.level for frame in self.frames]
+        return any(level is not Level.NONE for level in (*frames, self.level))
 
     @property
     def is_fresh(self) -> bool:
@@ -272,6 +289,35 @@ class Backend:
         return self.deferrable
 
     # Ends
+
+    def check_escape(self) -> None:
+        """Find an outer transaction that has ended although a test has worked in it."""
+        idle = self.pgconn.transaction_status == _STATUS.IDLE
+        if idle and not self._awaiting and self.is_begun and self.escaped is None:
+            self.note_escape(self.last_place, self.last_statement)
+
+    def note_escape(self, place: str, statement: str) -> None:
+        """Keep the error that names who ended the outer transaction."""
+        self.escaped = EscapeError(
+            f"the test's transaction was ended from inside, by or after {statement[:200]!r} on "
+            f"the connection borrowed at {place}; what the test had written may be committed"
+        )
+
+    def send_cancel(self) -> None:
+        """Ask the server to cancel what runs; the answer goes to whom it belongs."""
+        self.pgconn.get_cancel().cancel()
+
+    def expel_waiters(self) -> list[Borrower]:
+        """Refuse those who wait for their turn, and give them."""
+        waiting = self.turn.expel()
+        if waiting:
+            self.turn = self.turn.renewed()
+        return waiting
+
+    def bury(self) -> None:
+        """Roll back what connections left open that were dropped unclosed."""
+        while self.abandoned:
+            self.abandoned.pop().bury()
 
     def interrupt(self) -> None:
         """End a COPY or a stream that its borrower left in the middle."""

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq
 
 from ...errors import SandboxError
-from .backend import REFRESH, SAVEPOINT, UNDO, EscapeError, Level
+from .backend import REFRESH, SAVEPOINT, UNDO, Level
 from .internals import (
     CLOSE,
     CONTROL,
@@ -83,8 +83,9 @@ class Borrower:
         "_uses_cursors",
         "_writes",
         "backend",
-        "closed_because",
+        "busy",
         "current",
+        "ended",
         "is_scope",
         "modes",
         "open",
@@ -113,8 +114,8 @@ class Borrower:
         self.turn: Turn = backend.turn
         self.wrapper: weakref.ref[Any] = lambda: None  # type: ignore[assignment]
         self.session: Session | None = Session(settings) if settings else None
-        self.closed_because = "the connection is closed"
-        self.returned = self.is_scope = False
+        self.ended = ""
+        self.returned = self.is_scope = self.busy = False
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
         self.current = ""
@@ -219,9 +220,9 @@ class Borrower:
                 "a forked process cannot use the test's connection; let it open its own, "
                 'in a test with @pytest.mark.pgmonkey(isolation="clone")'
             )
-        if self.returned:
+        if self.ended:
             gen.close()
-            raise psycopg.OperationalError(self.closed_because)
+            raise psycopg.OperationalError(self.ended)
         kind, sql, obj = read_operation(gen)
         if kind is LOCAL:
             return None
@@ -232,6 +233,7 @@ class Borrower:
     def steps(self, conn: Any, planned: tuple[str, Any, Any, Any]) -> Steps:
         """Give the generator to run: psycopg's own, or the same with our commands around it."""
         kind, sql, obj, gen = planned
+        self.busy = True
         self.thread = threading.get_ident()
         self.task = current_task()
         if self._streaming:
@@ -652,6 +654,7 @@ class Borrower:
 
     def after(self, conn: Any) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""
+        self.busy = False
         backend = self.backend
         if self._in_section:
             return
@@ -689,10 +692,7 @@ class Borrower:
         self.backend.level = Level.NONE
         self._close_transaction()
         self._unit = False
-        self.backend.escaped = EscapeError(
-            f"the test's transaction was ended from inside, by {self.current[:200]!r} on the "
-            f"connection borrowed at {self.place}; what the test had written is now committed"
-        )
+        self.backend.note_escape(self.place, self.current)
 
     def explain(self, error: psycopg.Error) -> None:
         """Add a line of advice where the surrounding transaction is what PostgreSQL objects to."""
@@ -705,24 +705,29 @@ class Borrower:
         """Return the connection: roll back what is open, and let nobody use it again."""
         if self.returned:
             return
-        self.backend.lent.pop(self, None)
-        if self._streaming:
-            self.backend.interrupt()
-            self._streaming = False
-        if self._unit:
-            self._end_unit(_STATUS.INERROR)
-        elif self.open:
-            self._post_rollback()
+        backend = self.backend
+        backend.lent.pop(self, None)
+        if self.current:
+            backend.last_place, backend.last_statement = self.place, self.current
+        if self.open and self.turn.holder is self:
+            backend.check_escape()
+        self._abort()
         if self.session is not None:
             self.session.ended = True
-        self.backend.prepared |= has_prepared(conn)
+        backend.prepared |= has_prepared(conn)
         conn.mark_closed()
-        self.closed_because = because
+        self.ended = because
         self.returned = True
         self.turn.leave(self)
 
+    def disown(self) -> None:
+        """Forget a backend that is no longer the sandbox's."""
+        self.ended = self.ended or "the connection is closed"
+        self.returned = True
+
     def abandon(self) -> None:
         """Note that a connection was dropped unclosed; called by the collector, so no I/O."""
+        self.ended = "the connection is closed"
         self.returned = True
         self.backend.abandoned.append(self)
 
@@ -730,6 +735,11 @@ class Borrower:
         """Roll back what an abandoned connection left open."""
         self.backend.lent.pop(self, None)
         self.backend.prepared = True  # perhaps
+        self._abort()
+        self.turn.leave(self)
+
+    def _abort(self) -> None:
+        """Roll back whatever is unfinished."""
         if self._streaming:
             self.backend.interrupt()
             self._streaming = False
@@ -737,7 +747,6 @@ class Borrower:
             self._end_unit(_STATUS.INERROR)
         elif self.open:
             self._post_rollback()
-        self.turn.leave(self)
 
 
 _OWN_OPERATIONS: Final = frozenset(

@@ -253,7 +253,7 @@ class _Sandboxed(BaseConnection[Any]):
 
     def _check_connection_ok(self) -> None:
         if self._closed:
-            raise psycopg.OperationalError(self._borrower.closed_because)
+            raise psycopg.OperationalError(self._borrower.ended or "the connection is closed")
         super()._check_connection_ok()
 
     def _check_tpc(self) -> None:
@@ -340,6 +340,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     def _wait_for_turn(self) -> None:
         borrower = self._borrower
+        borrower.backend.bury()
         while True:
             if borrower.turn.holder is not borrower:
                 borrower.wait_for_turn()

@@ -140,6 +140,11 @@ class _Lender:
         self._requests = 0
         return stats
 
+    def expire(self) -> None:
+        """End with the test: who still waits for a connection gets none."""
+        self.closed = True
+        self._slots.expel()
+
     def _nothing_to_do(self, method: str) -> None:
         logger.info("%s() does nothing in a rolled-back test: its pool has no connections", method)
 

@@ -114,6 +114,14 @@ class Turn(Queue):
                 if self.holder is borrower:
                     self._grant()
 
+    def renewed(self) -> Turn:
+        """Give a turn with the same holder, of which those who were expelled know nothing."""
+        turn = Turn()
+        turn.holder = self.holder
+        if turn.holder is not None:
+            turn.holder.turn = turn
+        return turn
+
     def _pass_on(self) -> None:
         self.holder = None
         self._grant()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,17 @@ class Queue:
         with self._mutex:
             return self._take(token)
 
+    def expel(self) -> list[Any]:
+        """Wake all who wait, for nothing, and give their tokens."""
+        if not self._waiters:
+            return []
+        with self._mutex:
+            waiters = list(self._waiters)
+            self._waiters.clear()
+            for waiter in waiters:
+                waiter.wake()
+        return [waiter.token for waiter in waiters]
+
     def _grant(self) -> None:
         """Serve the longest waiter, if it can be served; call with the mutex held."""
         while self._waiters and self._take(self._waiters[0].token):
@@ -64,7 +75,7 @@ class Queue:
     def _withdraw(self, waiter: Waiter) -> bool:
         """Stop waiting; gives whether it had been granted meanwhile."""
         with self._mutex:
-            if not waiter.granted:
+            if not waiter.granted and waiter in self._waiters:
                 self._waiters.remove(waiter)
             return waiter.granted
 
