@@ -6,10 +6,11 @@ run should pay for psycopg that does not need it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Not typing's: `pgmonkey --help` would wait for it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .config import ConnectionType, load_config
     from .errors import (
         ConfigError,
@@ -55,6 +56,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     try:
         home = _HOMES[name]
     except KeyError:

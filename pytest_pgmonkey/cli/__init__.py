@@ -12,8 +12,8 @@ import sys
 import warnings
 
 from .. import __version__
-from . import pgconfig
-from .common import CommandError, say
+from . import pgconfig, pgexport, pgimport, pgserverconfig
+from .common import CommandError, HelpFormatter, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 #: Each has `register(commands)`, which adds its commands to the parser.
-GROUPS = (pgconfig,)
+GROUPS = (pgconfig, pgserverconfig, pgimport, pgexport)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit status."""
     parser = _parser()
+    _complete(parser)
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pgmonkey",
         description="PostgreSQL connections from one YAML file.",
+        epilog="example:\n  pgmonkey pgconfig create --connconfig pgmonkey_config.yaml",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pgmonkey {__version__}")
@@ -62,10 +65,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell that asks for completions, where argcomplete is installed."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
+
+
 def _run(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     try:
         status = run(args)
         sys.stdout.flush()
+    except SystemExit as stop:  # Options that contradict each other: the parser has said so.
+        return _status(stop)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

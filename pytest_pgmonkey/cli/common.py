@@ -6,6 +6,7 @@ Neither typing nor contextlib here: `pgmonkey --help` would wait for them.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CONNECTION_TYPES",
     "CommandError",
+    "HelpFormatter",
+    "add_command",
     "add_config_options",
+    "add_connection_type",
     "add_debug_option",
     "add_file_option",
+    "add_strict_option",
     "config_arguments",
     "say",
 ]
@@ -42,6 +47,44 @@ class CommandError(Exception):
         self.hide = hide
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and asks for the width without importing shutil."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"width": _width() - 2, **kwargs})
+
+
+def _width() -> int:
+    try:
+        return int(os.environ["COLUMNS"]) or 80
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help: str,  # noqa: A002
+    example: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command whose help ends with an example."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"example:\n{example}" if example else None,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    add_debug_option(parser)
+    parser.set_defaults(parser=parser)
+    return parser
+
+
 def add_file_option(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
     """Add the option that names the configuration file: it has both names everywhere."""
     parser.add_argument(
@@ -60,11 +103,6 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that reads a configuration."""
     add_file_option(parser, "the configuration file")
     parser.add_argument(
-        "--connection-type",
-        choices=CONNECTION_TYPES,
-        help="how to connect (default: what the file says, else normal)",
-    )
-    parser.add_argument(
         "--resolve-env",
         action="store_true",
         help="replace ${VAR}, from_env and from_file in the file",
@@ -74,10 +112,23 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let ${VAR:-default} stand for passwords and the like, too",
     )
+    parser.set_defaults(connection_type=None, strict=False)
+
+
+def add_connection_type(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the connection type."""
+    parser.add_argument(
+        "--connection-type",
+        choices=CONNECTION_TYPES,
+        help="how to connect (default: what the file says, else normal)",
+    )
+
+
+def add_strict_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that refuses empty variables."""
     parser.add_argument(
         "--strict", action="store_true", help="take a variable that is set but empty as missing"
     )
-    add_debug_option(parser)
 
 
 def config_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-__all__ = ["failures"]
+__all__ = ["failures", "hider"]
 
 
 @contextmanager
@@ -26,14 +26,14 @@ def failures(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except (PGMonkeyError, psycopg.Error, OSError) as error:
-        hide = _hider(args)
+        hide = hider(args)
         message = str(error) or type(error).__name__
         if not isinstance(error, ConfigError):
             message = f"{args.path}: {message}"  # Ours name the file, a driver's do not.
         raise CommandError(hide(message), error, hide) from None
 
 
-def _hider(args: argparse.Namespace) -> Callable[[str], str]:
+def hider(args: argparse.Namespace) -> Callable[[str], str]:
     """Make a function that hides the secrets of the configuration: drivers may repeat them."""
     secrets: tuple[str, ...] = ()
     try:

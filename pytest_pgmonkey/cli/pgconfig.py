@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
+from . import generate
 from .common import (
     CommandError,
+    add_command,
     add_config_options,
-    add_debug_option,
+    add_connection_type,
     add_file_option,
+    add_strict_option,
     config_arguments,
     say,
 )
@@ -27,20 +30,31 @@ __all__ = ["register"]
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `pgconfig` and its commands."""
-    group = commands.add_parser("pgconfig", help="write and test configuration files")
-    group.set_defaults(parser=group)
-    add_debug_option(group)
+    group = add_command(commands, "pgconfig", "write and test configuration files")
     actions = group.add_subparsers(title="commands", metavar="COMMAND")
 
-    create = actions.add_parser("create", help="write a template", allow_abbrev=False)
+    create = add_command(
+        actions,
+        "create",
+        "write a commented template",
+        "  pgmonkey pgconfig create --filepath pgmonkey_config.yaml",
+    )
     add_file_option(create, "the file to write; it must not exist yet")
     create.add_argument("--type", choices=["pg"], default="pg", help="the kind of database")
-    add_debug_option(create)
     create.set_defaults(run=_create)
 
-    test = actions.add_parser("test", help="connect, as production does", allow_abbrev=False)
+    test = add_command(
+        actions,
+        "test",
+        "connect, as production does",
+        "  pgmonkey pgconfig test --connconfig pgmonkey_config.yaml --connection-type pool",
+    )
     add_config_options(test)
+    add_connection_type(test)
+    add_strict_option(test)
     test.set_defaults(run=_test)
+
+    generate.register(actions)
 
 
 # --- create ---

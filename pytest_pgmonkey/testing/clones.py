@@ -64,7 +64,7 @@ class Clones:
         """Give the name of a fresh clone."""
         if self._clean:
             return self._clean.pop()
-        self._make_template()
+        self.make_template()
         self._order(1)
         made = self._ready.get()
         with self._lock:
@@ -109,7 +109,8 @@ class Clones:
             self._enqueue("drop", self._template)
             self._template = None
 
-    def _make_template(self) -> None:
+    def make_template(self) -> None:
+        """Copy the prepared database to one that nobody connects to, if not done yet."""
         if self._template is None:
             self._before_copy()
             self._count += 1

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from . import clusters
 from .binaries import extension_versions
 from .guarded import GuardedProcess
+from .owned import ADMIN, ROLE, OwnServer
 from .reach import make_reachable, may_enter, unprivileged_uid
-from .servers import ServerStartError, settings_of
+from .servers import ServerStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from psycopg import Connection, sql
+    from collections.abc import Iterator, Mapping
 
     from .binaries import Binaries
     from .template import Recipe
 
 __all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
 
-ADMIN = "postgres"
-ROLE = "pgmonkey"
 ON_WINDOWS = os.name == "nt"
 SOCKET_LIMIT = 103 if sys.platform == "darwin" else 107
 ROOM = 512 * 1024 * 1024
@@ -54,7 +50,7 @@ LOCALE_C = ["--locale=C"]
 AnyServer = TypeVar("AnyServer", bound="EmbeddedServer")
 
 
-class EmbeddedServer:
+class EmbeddedServer(OwnServer):
     """A server that listens on a Unix socket in a directory that only its user can enter.
 
     On Windows it listens on the loopback with a random password; that is unverified.
@@ -70,7 +66,6 @@ class EmbeddedServer:
         self.port = _free_port() if ON_WINDOWS else "5432"
         self._password = secrets.token_urlsafe(16) if ON_WINDOWS else None
         self._settings = dict(settings or {})
-        self._alone = True
         self.guarded = GuardedProcess(choose_directories(uid, name), uid)
         self.socket_directory = self.guarded.directories[-1]
 
@@ -110,61 +105,13 @@ class EmbeddedServer:
     def version(self) -> str:
         return self.binaries.version
 
-    def conninfo(self, dbname: str) -> dict[str, str]:
-        return self._conninfo(ROLE, dbname)
-
-    def admin_conninfo(self, dbname: str = "postgres") -> dict[str, str]:
-        return self._conninfo(ADMIN, dbname)
-
-    def config(self, dbname: str) -> dict[str, Any]:
-        return settings_of(self.conninfo(dbname))
-
-    def scratch_name(self, name: str) -> str:
-        """Give the name of a database for tests; the whole server is the run's own."""
-        return name
-
-    def create_database(self, name: str, template: str | None = None) -> None:
-        """Create a database that the tests' role owns."""
-        from psycopg import sql
-
-        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template or "template1")
-        )
-        if self.binaries.major >= 15:
-            statement += sql.SQL(" STRATEGY FILE_COPY")  # quicker than WAL_LOG without fsync
-        self._execute(statement)
-
-    def drop_database(self, name: str) -> None:
-        """Drop a database with the sessions that are still in it; a missing one is fine."""
-        from psycopg import sql
-
-        self._execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        )
+    @property
+    def major(self) -> int:
+        return self.binaries.major
 
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
-
-    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
-        """Give the database that a recipe makes, loaded by the first who asks.
-
-        It has its name when it is complete; `load` is called with another.
-        """
-        with self._admin() as conn:
-            conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", [recipe.lock])
-            found = conn.execute(
-                "SELECT FROM pg_catalog.pg_database WHERE datname = %s", [recipe.name]
-            ).fetchone()
-            if found is None:
-                self._load_template(conn, recipe, load)
-        if found is None and self._alone:
-            self._keep_template(recipe)
-        return recipe.name
-
-    def publish(self) -> None:
-        """Let others use the server from now on, who expect it not to be stopped and started."""
-        self._alone = False
 
     def make_cluster(self) -> None:
         """Make the data directory, by a copy where one was kept."""
@@ -197,11 +144,7 @@ class EmbeddedServer:
             )
 
     def make_role(self) -> None:
-        """Make the role of the tests, which owns their databases and is no superuser."""
-        from psycopg import sql
-
-        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-        self._execute(statement.format(sql.Identifier(ROLE), sql.Literal(self._password)))
+        self._make_role(self._password)
 
     def _key(self, recipe: Recipe | None = None) -> str:
         """Name what a data directory is made from, empty where it must not be kept."""
@@ -239,25 +182,6 @@ class EmbeddedServer:
             return False
         return True
 
-    def _load_template(
-        self, conn: Connection[Any], recipe: Recipe, load: Callable[[str], None]
-    ) -> None:
-        import psycopg
-        from psycopg import sql
-
-        partial = f"{recipe.name}_partial"
-        self.create_database(partial)
-        try:
-            load(partial)
-        except BaseException:
-            with contextlib.suppress(psycopg.Error):  # the server may have gone
-                self.drop_database(partial)
-            raise
-        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
-        # Nobody may connect to it: a template that has sessions cannot be cloned.
-        conn.execute(sql.SQL("ALTER DATABASE {partial} ALLOW_CONNECTIONS false").format(**names))
-        conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
-
     def _keep_template(self, recipe: Recipe) -> None:
         """Keep the data directory, for which the server has to be down for a moment."""
         if key := self._key(recipe):
@@ -294,16 +218,6 @@ class EmbeddedServer:
         host = "127.0.0.1" if ON_WINDOWS else str(self.socket_directory)
         conninfo = {"host": host, "port": self.port, "user": user, "dbname": dbname}
         return conninfo if self._password is None else {**conninfo, "password": self._password}
-
-    def _admin(self) -> Connection[Any]:
-        import psycopg
-        from psycopg.conninfo import make_conninfo
-
-        return psycopg.connect(make_conninfo(**self.admin_conninfo()), autocommit=True)
-
-    def _execute(self, statement: sql.Composed) -> None:
-        with self._admin() as conn:
-            conn.execute(statement)
 
 
 def nameless_user() -> str:

@@ -14,6 +14,8 @@ from .plugin import begin, is_async, kit_of, settle, show_errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from psycopg import Connection
+
     from ..handles import AsyncHandle, Handle
     from ..manager import PGConnectionManager
     from .facade import PGMonkey
@@ -45,6 +47,20 @@ def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -
 def _pgmonkey_kit(pgmonkey_database: Database) -> Kit:
     """The kit with its database prepared."""
     return pgmonkey_database.kit
+
+
+@pytest.fixture(scope="module")
+def pgmonkey_module(_pgmonkey_kit: Kit) -> Iterator[Connection[Any]]:
+    """A sync connection for data that a module's tests share, rolled back at the module's end."""
+    with show_errors(), _pgmonkey_kit.share() as conn:
+        yield conn
+
+
+@pytest.fixture(scope="class")
+def pgmonkey_class(_pgmonkey_kit: Kit) -> Iterator[Connection[Any]]:
+    """A sync connection for data that a class's tests share, rolled back at the class's end."""
+    with show_errors(), _pgmonkey_kit.share() as conn:
+        yield conn
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ class Interception:
         """Asked when a handle is entered before it is known whether the kit is in use."""
         self.isolation = "rollback"
         """That of the test which is about to run."""
+        self.clones_wanted = False
+        """Whether any test of the run has isolation clone."""
         self.sandbox: Any = None
         self.preparing: Any = None
         """Makes the sources that lead to the database being prepared."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..handles import AsyncHandle, Handle
     from .interception import Interception
     from .options import Options
+    from .sandbox.sandbox import Scope
     from .servers import Server
     from .template import Recipe
     from .workers import Worker
@@ -192,6 +193,7 @@ class Kit:
         self._unblocked = False
         self._clones: Clones | None = None
         self._world: CloneWorld | None = None
+        self._shared: list[Scope] = []
         self._depth = 0
         self._pid = os.getpid()
 
@@ -303,6 +305,26 @@ class Kit:
         if self._clones is not None:
             self._clones.forget_template()
 
+    # Data of wider scopes
+
+    @property
+    def simple(self) -> bool:
+        """Whether a test can begin without anything that may fail."""
+        return not self._shared and self.interception.isolation == "rollback"
+
+    @contextmanager
+    def share(self) -> Iterator[SandboxConnection]:
+        """Give a connection whose work the tests of a scope see, until the block ends."""
+        if self.interception.clones_wanted:
+            self.clones.make_template()  # while nobody is connected to the database
+        scope = self.sandbox.open_scope()
+        self._shared.append(scope)
+        try:
+            yield scope.connection
+        finally:
+            self._shared.remove(scope)
+            scope.close()
+
     # Clones
 
     @property
@@ -314,7 +336,7 @@ class Kit:
 
     @property
     def conninfo(self) -> dict[str, str]:
-        """libpq's keywords for the database of the running test."""
+        """Keywords for libpq that lead to the database of the running test."""
         if self._world is not None:
             return self._world.conninfo
         return self.server.conninfo(self.database.name)
@@ -346,11 +368,22 @@ class Kit:
 
     def begin(self) -> None:
         """Begin a test; fixtures may do so several times, the first one counts."""
-        if not self._depth and self.interception.isolation == "clone":
-            self._world = CloneWorld(self.clones, self.server)
-            self.interception.sandbox = self._world
+        if not self._depth and not self.simple:
+            self._begin_special()
         self._depth += 1
         self.interception.phase = Phase.TEST
+
+    def _begin_special(self) -> None:
+        if self.interception.isolation == "clone":
+            self._world = CloneWorld(self.clones, self.server)
+            self.interception.sandbox = self._world
+        elif any(scope.lost for scope in self._shared):
+            raise KitError(
+                "the data of pgmonkey_module or pgmonkey_class is gone: an earlier test has lost "
+                "the session that it was written in"
+            )
+        else:
+            self.sandbox.begin()
 
     def end(self) -> tuple[list[str], list[str]]:
         """End a test: undo it, and give its failures and what else its report should tell.

@@ -54,6 +54,7 @@ _BEGINNING: Final = (
     "pgmonkey_async",
     "pgmonkey_async_pool",
 )
+_SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
 _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 
 
@@ -166,11 +167,12 @@ def uses_kit(item: pytest.Item) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     used = False
+    interception = config.stash[_INTERCEPTION]
     for item in items:
         if uses_kit(item):
             used = True
             _prepare_item(item)
-    interception = config.stash[_INTERCEPTION]
+            interception.clones_wanted |= _isolation(item) == "clone"
     interception.phase = Phase.OUTSIDE
     options = config.stash[_OPTIONS]
     if options.intercept == "auto" and not used and not options.given:
@@ -300,8 +302,8 @@ def show_errors() -> Iterator[None]:
 
 def begin(kit: Kit) -> None:
     """Begin a test in the isolation that it asks for."""
-    if kit.interception.isolation == "rollback":
-        kit.begin()  # which cannot fail, and is paid for by every test
+    if kit.simple:
+        kit.begin()  # which cannot fail then, and is paid for by every test
     else:
         with show_errors():
             kit.begin()
@@ -329,14 +331,29 @@ def settle(kit: Kit) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     interception = item.config.stash[_INTERCEPTION]
-    interception.isolation = item.config.stash[_OPTIONS].isolation
     marker = item.get_closest_marker(_MARKER)
-    if marker is None:
-        return
-    problem = _marker_problem(marker)
+    problem = _marker_problem(marker) if marker is not None else ""
     if problem:
         pytest.fail(f"@pytest.mark.pgmonkey: {problem}", pytrace=False)
-    interception.isolation = marker.kwargs.get("isolation", interception.isolation)
+    interception.isolation = _isolation(item)
+    if interception.isolation == "clone":
+        _refuse_shared_data(item)
+
+
+def _isolation(item: pytest.Item) -> str:
+    marker = item.get_closest_marker(_MARKER)
+    default: str = item.config.stash[_OPTIONS].isolation
+    return str(marker.kwargs.get("isolation", default)) if marker is not None else default
+
+
+def _refuse_shared_data(item: pytest.Item) -> None:
+    for name in getattr(item, "fixturenames", ()):
+        if name in _SHARED:
+            pytest.fail(
+                f"{name} shares uncommitted data, which a clone does not have: use it with "
+                "isolation='rollback', or make the data in the test",
+                pytrace=False,
+            )
 
 
 def _marker_problem(marker: pytest.Mark) -> str:

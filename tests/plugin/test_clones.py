@@ -157,9 +157,7 @@ def test_a_clone_in_which_nothing_was_written_serves_again(
     run().assert_outcomes(passed=6)
 
 
-def test_unblocked_data_is_in_the_clones(
-    project: pytest.Pytester, run: Callable[..., Any]
-) -> None:
+def test_unblocked_data_is_in_the_clones(project: pytest.Pytester, run: Callable[..., Any]) -> None:
     """What a session fixture has prepared, every clone has too."""
     project.makepyfile(
         """

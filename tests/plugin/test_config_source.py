@@ -231,7 +231,10 @@ def test_a_tls_server_and_a_password_from_the_environment(
         (None, "*no such file*"),
         ("connection_settings: [", "*bad.yaml: malformed YAML at line *"),
         ("connection_settings: {hots: x}", "*hots*host*"),
-        ("connection_settings: {host: /nowhere, password: hush-hush}", "*No such file or directory*"),
+        (
+            "connection_settings: {host: /nowhere, password: hush-hush}",
+            "*No such file or directory*",
+        ),
         ("connection_settings: {host: 127.0.0.1, port: 1}", "*connection failed*"),
     ],
 )

@@ -231,9 +231,7 @@ def test_the_whole_of_a_suite_may_fail_without_noise(
     run("-x").assert_outcomes(failed=1)
 
 
-def test_a_refused_wait_is_in_the_report(
-    project: pytest.Pytester, run: Callable[..., Any]
-) -> None:
+def test_a_refused_wait_is_in_the_report(project: pytest.Pytester, run: Callable[..., Any]) -> None:
     """A thread that waited in vain is told of, with both places, although it swallowed the error."""
     project.makepyfile(
         """

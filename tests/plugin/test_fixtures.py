@@ -227,9 +227,11 @@ def test_fixtures_are_listed_with_a_useful_line(
         "pgmonkey_async",
         "pgmonkey_async_pool",
         "pgmonkey_manager",
+        "pgmonkey_module",
+        "pgmonkey_class",
         "pgmonkey_server",
         "pgmonkey_database",
         "pgmonkey_schema",
     ):
-        result.stdout.re_match_lines([rf"{name}( \[session scope\])? -- .*fixtures\.py:\d+"])
+        result.stdout.re_match_lines([rf"{name}( \[\w+ scope\])? -- .*fixtures\.py:\d+"])
     result.stdout.no_fnmatch_line("*no docstring available*pgmonkey*")

@@ -1,0 +1,136 @@
+"""The databases of a server that belongs to one run, whatever it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from .servers import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg import Connection, sql
+
+    from .template import Recipe
+
+__all__ = ["ADMIN", "ROLE", "OwnServer"]
+
+ADMIN = "postgres"
+ROLE = "pgmonkey"
+
+
+class OwnServer:
+    """A server on which the superuser prepares databases that the tests' role owns."""
+
+    _alone = True
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """The server's version, such as `18.6`."""
+
+    @property
+    @abstractmethod
+    def major(self) -> int:
+        """The first number of the version."""
+
+    @abstractmethod
+    def _conninfo(self, user: str, dbname: str) -> dict[str, str]:
+        """Give libpq's keywords for a role."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Leave nothing behind; a second call does nothing."""
+
+    def conninfo(self, dbname: str) -> dict[str, str]:
+        return self._conninfo(ROLE, dbname)
+
+    def admin_conninfo(self, dbname: str = "postgres") -> dict[str, str]:
+        return self._conninfo(ADMIN, dbname)
+
+    def config(self, dbname: str) -> dict[str, Any]:
+        return settings_of(self.conninfo(dbname))
+
+    def scratch_name(self, name: str) -> str:
+        """Give the name of a database for tests; the whole server is the run's own."""
+        return name
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a database that the tests' role owns."""
+        from psycopg import sql
+
+        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template or "template1")
+        )
+        if self.major >= 15:
+            statement += sql.SQL(" STRATEGY FILE_COPY")  # quicker than WAL_LOG without fsync
+        self._execute(statement)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database with the sessions that are still in it; a missing one is fine."""
+        from psycopg import sql
+
+        self._execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
+        """Give the database that a recipe makes, loaded by the first who asks.
+
+        It has its name when it is complete; `load` is called with another.
+        """
+        with self._admin() as conn:
+            conn.execute("SELECT pg_catalog.pg_advisory_lock(%s)", [recipe.lock])
+            found = conn.execute(
+                "SELECT FROM pg_catalog.pg_database WHERE datname = %s", [recipe.name]
+            ).fetchone()
+            if found is None:
+                self._load_template(conn, recipe, load)
+        if found is None and self._alone:
+            self._keep_template(recipe)
+        return recipe.name
+
+    def publish(self) -> None:
+        """Let others use the server from now on, who expect it not to be stopped and started."""
+        self._alone = False
+
+    def _load_template(
+        self, conn: Connection[Any], recipe: Recipe, load: Callable[[str], None]
+    ) -> None:
+        import psycopg
+        from psycopg import sql
+
+        partial = f"{recipe.name}_partial"
+        self.create_database(partial)
+        try:
+            load(partial)
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # the server may have gone
+                self.drop_database(partial)
+            raise
+        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
+        # Nobody may connect to it: a template that has sessions cannot be cloned.
+        conn.execute(sql.SQL("ALTER DATABASE {partial} ALLOW_CONNECTIONS false").format(**names))
+        conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
+
+    def _keep_template(self, recipe: Recipe) -> None:
+        """Keep a template for later runs, where the server's data can be kept."""
+
+    def _make_role(self, password: str | None) -> None:
+        """Make the role of the tests, which owns their databases and is no superuser."""
+        from psycopg import sql
+
+        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        self._execute(statement.format(sql.Identifier(ROLE), sql.Literal(password)))
+
+    def _admin(self) -> Connection[Any]:
+        import psycopg
+        from psycopg.conninfo import make_conninfo
+
+        return psycopg.connect(make_conninfo(**self.admin_conninfo()), autocommit=True)
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with self._admin() as conn:
+            conn.execute(statement)
