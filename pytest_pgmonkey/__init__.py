@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .blocks import TransactionAbortedError
     from .config import ConnectionType, load_config
     from .errors import (
         ConfigError,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         PGMonkeyError,
         SandboxError,
     )
-    from .handles import AsyncHandle, Handle
+    from .handles import AsyncHandle, Handle, ServerFacts
     from .manager import PGConnectionManager
     from .secrets import redact_config
 
@@ -35,6 +36,8 @@ __all__ = [
     "PGConnectionManager",
     "PGMonkeyError",
     "SandboxError",
+    "ServerFacts",
+    "TransactionAbortedError",
     "__version__",
     "load_config",
     "redact_config",
@@ -50,6 +53,8 @@ _HOMES = {
     "PGConnectionManager": "manager",
     "PGMonkeyError": "errors",
     "SandboxError": "errors",
+    "ServerFacts": "handles",
+    "TransactionAbortedError": "blocks",
     "load_config": "config",
     "redact_config": "secrets",
 }

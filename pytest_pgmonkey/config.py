@@ -27,6 +27,7 @@ __all__ = [
     "connection_spec",
     "load_config",
     "prepare_config",
+    "read_mapping",
     "read_spec",
 ]
 
@@ -135,7 +136,7 @@ def load_config(
     """Read and judge a configuration file; references stay as they are without `resolve_env`."""
     origin = os.fspath(path)
     config = prepare_config(
-        _read_file(path),
+        read_mapping(path),
         resolve_env=resolve_env,
         allow_sensitive_defaults=allow_sensitive_defaults,
         strict=strict,
@@ -191,7 +192,7 @@ def read_spec(
     """Read a file for one connection type; the sections of the other types are not judged."""
     origin = os.fspath(path)
     config = prepare_config(
-        _read_file(path),
+        read_mapping(path),
         resolve_env=resolve_env,
         allow_sensitive_defaults=allow_sensitive_defaults,
         strict=strict,
@@ -335,7 +336,7 @@ _SAFE_PROBLEMS = frozenset(
 _MAX_NODES = 20_000
 
 
-def _read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     origin = os.fspath(path)
     try:
         with open(expanded(origin), "rb") as file:  # noqa: PTH123

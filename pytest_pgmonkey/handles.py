@@ -577,7 +577,7 @@ class AsyncHandle(_BaseHandle):
     def _drop_closed_loops(self) -> None:
         # A pool holds its loop, which therefore never leaves the dictionary by itself.
         for loop in [loop for loop in self._sources if loop.is_closed()]:
-            del self._sources[loop]
+            self._sources.pop(loop).close_soon()
 
     async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
         lent = sources.lent_to_async(self)

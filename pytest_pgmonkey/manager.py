@@ -41,7 +41,8 @@ class CacheInfo(TypedDict):
     """What a manager holds."""
 
     size: int
-    connection_types: list[str]
+    connection_types: dict[str, str]
+    """The type of each handle, by a short name of its key that tells no setting."""
 
 
 class PGConnectionManager:
@@ -239,7 +240,7 @@ class PGConnectionManager:
         """How many handles are held, and of which types."""
         with self._lock:
             self._drop_ended_loops()
-            types = sorted(str(spec.type) for spec, _ in self._cache)
+            types = {f"{hash(key) % 16**12:012x}": str(key[0].type) for key in self._cache}
         return {"size": len(types), "connection_types": types}
 
     def clear_cache(self) -> None:

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from pytest_pgmonkey import errors, load_config
-from pytest_pgmonkey.cli import common
+from pytest_pgmonkey import ConnectionType, errors, load_config
 from pytest_pgmonkey.testing.options import OPTIONS
 
 if sys.version_info >= (3, 11):
@@ -230,10 +229,37 @@ def test_the_code_of_a_page_runs(
     lacking = [name for name in story.needs if find_spec(name) is None]
     if lacking:
         pytest.skip(f"needs {', '.join(lacking)}: install the extra 'dev'")
-    project = Project(tmp_path / "project", server_config)
+    tell(story, Project(tmp_path / "project", server_config))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```python\nraise SystemExit(1)\n```",
+        "```python\nimport sys; sys.stderr.write('hello')\n```",
+        "```python\n# test_it.py\ndef test_it(pgmonkey): assert False\n```",
+        "```yaml\nconnection_settings: {hots: localhost}\n```",
+        "```yaml\n# it.yaml\npool_settings: {min_size: 1}\n```",
+        "```console\n$ pgmonkey pgconfig test --connconfig missing.yaml\n```",
+        "```ini\n[pytest]\npgmonkey_shcema = x.sql\n```",
+        "```ruby\nputs 1\n```",
+    ],
+)
+def test_a_block_that_is_wrong_is_found(
+    block: str, tmp_path: Path, server_config: dict[str, Any]
+) -> None:
+    """Page and line are named."""
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{block}\n", "utf-8")
+    (story,) = stories(page)
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md, line 3"):
+        tell(story, Project(tmp_path / "project", server_config))
+
+
+def tell(story: Story, project: Project) -> None:
     for block in story.blocks:
         if block.note != "skip":
-            with naming(f"{story.page.relative_to(ROOT)}, line {block.line}"):
+            with naming(f"{story.page.name}, line {block.line}"):
                 project.take(block)
 
 
@@ -296,7 +322,7 @@ def test_every_connection_type_has_its_section() -> None:
     """Page and README show the four types."""
     for page in (ROOT / "README.md", ROOT / "docs" / "connection-types.md"):
         text = page.read_text("utf-8")
-        assert all(f"`{name}`" in text for name in common.CONNECTION_TYPES)
+        assert all(f"`{name}`" in text for name in ConnectionType)
 
 
 # --- messages ---
@@ -338,3 +364,15 @@ def test_the_readme_gives_the_two_commands() -> None:
     venv = "python3 -m venv .venv && .venv/bin/pip install -e "
     assert f'{venv}".[test]" && .venv/bin/python -m pytest examples/quickstart -v\n' in text
     assert f'{venv}".[dev]" && .venv/bin/python -m pytest\n' in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="CI's script is for a Unix shell")
+def test_ci_runs_the_readmes_command() -> None:
+    """The script reads it from the README, and finds just that."""
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    function = re.search(r"^readme_command\(\) \{\n.*?^\}$", script, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    code = f"{function[0]}\nreadme_command"
+    result = subprocess.run(["bash", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (command,) = result.stdout.splitlines()
+    assert command.endswith('".[dev]" && .venv/bin/python -m pytest')

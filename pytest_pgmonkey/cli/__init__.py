@@ -70,7 +70,7 @@ def _complete(parser: argparse.ArgumentParser) -> None:
     if "_ARGCOMPLETE" not in os.environ:
         return
     try:
-        import argcomplete
+        import argcomplete  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return
     argcomplete.autocomplete(parser)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .plugin import begin, is_async, kit_of, settle, show_errors
+from .plugin import begin, is_async, kit_of, prepare, schema_of, settle, show_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def pgmonkey_schema(pytestconfig: pytest.Config) -> list[Any]:
     """Schema steps of the test database: SQL files, directories, functions; to be overridden."""
-    return list(kit_of(pytestconfig).options.schema)
+    return schema_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def pgmonkey_server(pytestconfig: pytest.Config) -> Server:
 def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -> Database:
     """The prepared database of this process: .name, .dsn, .url, .config_path, .unblock()."""
     with show_errors():
-        return kit_of(pytestconfig).prepare(pgmonkey_schema)
+        return prepare(pytestconfig, pgmonkey_schema)
 
 
 @pytest.fixture(scope="session")

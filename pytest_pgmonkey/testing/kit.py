@@ -12,13 +12,14 @@ import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
-from ..config import connection_spec, load_config
+from ..config import connection_spec
 from ..connecting import AsyncDirectSource, Connector, DirectSource
 from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
 from .clones import Clones, CloneWorld
 from .interception import Phase
+from .launch import start_server
 from .sandbox import Sandbox
 from .sandbox.internals import SandboxConnection
 from .schema import load_schema, resolve_steps
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from ..config import ConnectionSpec
     from ..handles import AsyncHandle, Handle
     from .interception import Interception
+    from .launch import Launch
     from .options import Options
     from .sandbox.sandbox import Scope
     from .servers import Server
     from .template import Recipe
     from .workers import Worker
 
-__all__ = ["Database", "Kit", "KitError", "start_server"]
+__all__ = ["Database", "Kit", "KitError"]
 
 
 class KitError(PGMonkeyError):
@@ -45,36 +47,6 @@ class KitError(PGMonkeyError):
 
 class SpoiledError(KitError):
     """A test has committed something that cannot be undone: no other may run on it."""
-
-
-def start_server(
-    options: Options, worker: Worker | None = None, recipe: Recipe | None = None
-) -> Server:
-    """Start or find the server that the options name; raises PGMonkeyError.
-
-    An embedded one has the recipe's template from the start where an earlier run kept it.
-    """
-    if options.config is not None:
-        from .configured import ConfiguredServer
-
-        config = load_config(
-            options.config,
-            resolve_env=options.resolve_env,
-            allow_sensitive_defaults=options.allow_sensitive_defaults,
-        )
-        spec = connection_spec(config, "normal", origin=str(options.config))
-        return ConfiguredServer(spec, config, str(options.config))
-    if options.source == "container":
-        raise KitError("source=container is not available in this version; use embedded or config")
-    from .binaries import find_binaries
-    from .embedded import EmbeddedServer
-
-    binaries = find_binaries(options.bindir)
-    if worker is None:
-        return EmbeddedServer.start(binaries, recipe=recipe)
-    from .workers import start_or_join
-
-    return start_or_join(binaries, worker, recipe)
 
 
 class _Preparation:
@@ -207,12 +179,15 @@ class Kit:
             self._publish()
         return self._server
 
-    def prepare(self, steps: Iterable[Any]) -> Database:
-        """Make the database of this process, load the schema into it, and connect to it."""
+    def prepare(self, steps: Iterable[Any], launched: Launch | None = None) -> Database:
+        """Make the database of this process, load the schema into it, and connect to it.
+
+        The server may be launched already, with these steps in mind.
+        """
         self._steps = resolve_steps(steps, self.options.rootdir)
         scratch = self._wants_scratch()
         if self.options.config is None:
-            self._prepare_template()
+            self._prepare_template(launched)
         server: Any = self.server
         name = server.scratch_name("tests") if scratch else server.database
         if scratch:
@@ -239,13 +214,16 @@ class Kit:
             )
         return options.database == "scratch" or wanted
 
-    def _prepare_template(self) -> None:
+    def _prepare_template(self, launched: Launch | None) -> None:
         """Have a server with the template of the schema; one that fails to get it is stopped."""
         self._recipe = recipe_of(self._steps, self.options.extensions, self.options.rootdir)
         if self._server is not None:
             self._find_template()
             return
-        self._server = start_server(self.options, self.worker, self._recipe)
+        if launched is not None:
+            self._server = launched.server()
+        else:
+            self._server = start_server(self.options, self.worker, self._recipe)
         try:
             self._find_template()
             self._publish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from .servers import settings_of
@@ -21,7 +21,7 @@ ADMIN = "postgres"
 ROLE = "pgmonkey"
 
 
-class OwnServer:
+class OwnServer(ABC):
     """A server on which the superuser prepares databases that the tests' role owns."""
 
     _alone = True
@@ -115,7 +115,7 @@ class OwnServer:
         conn.execute(sql.SQL("ALTER DATABASE {partial} ALLOW_CONNECTIONS false").format(**names))
         conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
 
-    def _keep_template(self, recipe: Recipe) -> None:
+    def _keep_template(self, recipe: Recipe) -> None:  # noqa: B027 - not every server can
         """Keep a template for later runs, where the server's data can be kept."""
 
     def _make_role(self, password: str | None) -> None:

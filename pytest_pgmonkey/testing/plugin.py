@@ -31,9 +31,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from .kit import Kit
+    from .kit import Database, Kit
     from .workers import Worker
 
 pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
@@ -274,6 +274,26 @@ def kit_of(config: pytest.Config) -> Kit:
     return kit
 
 
+def prepare(config: pytest.Config, steps: Iterable[Any]) -> Database:
+    """Prepare the database of this process; the server starts while the kit is imported."""
+    if _KIT in config.stash:
+        return kit_of(config).prepare(steps)
+    from .launch import launch
+
+    launched = launch(config.stash[_OPTIONS], _worker(config), steps)
+    try:
+        return kit_of(config).prepare(steps, launched)
+    except BaseException:
+        if launched is not None:
+            launched.stop()
+        raise
+
+
+def schema_of(config: pytest.Config) -> list[Any]:
+    """Give the schema steps that the options name."""
+    return list(config.stash[_OPTIONS].schema)
+
+
 def _worker(config: pytest.Config) -> Worker | None:
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
@@ -383,19 +403,13 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(options: Options) -> str:
-    isolation = f"isolation={options.isolation}"
-    if options.config is not None:
-        return f"pgmonkey: config {options.config} ({options.given['config']}), {isolation}"
-    from .binaries import find_binaries
+    from .servers import choose
 
     try:
-        found = find_binaries(options.bindir)
-        why = options.given.get("bindir") or options.given.get("source") or "no config given"
-        return (
-            f"pgmonkey: PostgreSQL {found.version}, embedded ({found.origin}), {isolation} ({why})"
-        )
+        choice = choose(options)
     except PGMonkeyError as error:
         return f"pgmonkey: {error}"
+    return f"pgmonkey: {choice.description}, isolation={options.isolation} ({choice.why})"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

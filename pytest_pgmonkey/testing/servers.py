@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import PGMonkeyError
 
-__all__ = ["Server", "ServerStartError", "settings_of"]
+if TYPE_CHECKING:
+    from .binaries import Binaries
+    from .options import Options
+
+__all__ = ["Choice", "Server", "ServerStartError", "choose", "settings_of"]
 
 
 class ServerStartError(PGMonkeyError):
@@ -46,6 +51,62 @@ class Server(Protocol):
 
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A source of servers and why it was chosen: a file, binaries, or a container image."""
+
+    source: str
+    why: str
+    binaries: Binaries | None = None
+    name: str = ""
+
+    @property
+    def description(self) -> str:
+        """What the report header says of it; may run a program that tells its version."""
+        if self.binaries is None:
+            return f"{self.source} {self.name}"
+        return f"PostgreSQL {self.binaries.version}, {self.source} ({self.binaries.origin})"
+
+
+def choose(options: Options) -> Choice:
+    """Choose among the sources; starts nothing, raises PGMonkeyError where there is none."""
+    given = options.given
+    if options.config is not None:
+        return Choice("config", given["config"], name=str(options.config))
+    if options.source == "container":
+        return _container(options, given["source"])
+    if options.source == "auto" and options.image is not None:
+        return _container(options, given["image"])
+    from .binaries import BinariesNotFoundError, find_binaries
+
+    why = given.get("bindir") or given.get("source") or "no config given"
+    try:
+        return Choice("embedded", why, find_binaries(options.bindir))
+    except BinariesNotFoundError as missing:
+        if options.source == "embedded" or options.bindir is not None:
+            raise
+        return _last_resort(options, str(missing))
+
+
+def _last_resort(options: Options, missing: str) -> Choice:
+    from .container import engine_problem
+
+    if problem := engine_problem():
+        raise ServerStartError(
+            "There is no PostgreSQL server for the tests.\n"
+            "config: none was given. Name a YAML file with --pgmonkey-config.\n"
+            f"embedded: {missing}\n"
+            f"container: {problem}"
+        )
+    return _container(options, "no config given, no server binaries found")
+
+
+def _container(options: Options, why: str) -> Choice:
+    from .container import DEFAULT_IMAGE
+
+    return Choice("container", why, name=options.image or DEFAULT_IMAGE)
 
 
 def settings_of(conninfo: dict[str, str]) -> dict[str, Any]:

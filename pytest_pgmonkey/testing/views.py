@@ -55,12 +55,7 @@ _CURSOR: Final = frozenset(
 _COPY: Final = frozenset({"read", "read_row", "rows", "set_types", "write", "write_row"})
 _METHODS: Final = _HANDLE | _CONNECTION | _CURSOR | _COPY
 _ATTRIBUTES: Final = frozenset(
-    """
-    adapters arraysize autocommit broken closed config connection_type deferrable description
-    format info isolation_level itersize name pgresult pool prepare_threshold prepared_max
-    read_only row_factory rowcount rownumber savepoint_name scrollable spec statusmessage
-    withhold
-    """.split()
+    ["adapters", "arraysize", "autocommit", "broken", "closed", "config", "connection_type", "deferrable", "description", "format", "info", "isolation_level", "itersize", "name", "pgresult", "pool", "prepare_threshold", "prepared_max", "read_only", "row_factory", "rowcount", "rownumber", "savepoint_name", "scrollable", "spec", "statusmessage", "withhold"]
 )
 
 

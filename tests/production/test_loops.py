@@ -152,6 +152,27 @@ def test_loop_closed_without_ending_its_tasks(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("way", ["kept", "asked for again"])
+def test_next_loop_ends_what_a_closed_one_left(
+    kind: Kind, way: str, sessions: Any, until: Any
+) -> None:
+    """Connections of a loop that was closed the old way are closed when the next one comes."""
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(kind.get())
+    loop.run_until_complete(use(handle))
+    before = set(sessions())
+    loop.close()
+
+    async def main() -> None:
+        await use(handle if way == "kept" else await kind.get())
+        while set(sessions()) & before:
+            await asyncio.sleep(0.005)
+
+    if way != "kept":
+        del handle
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_loops_are_not_kept_alive(kind: Kind) -> None:
     """What a loop leaves behind does not keep it."""
     import weakref

@@ -453,7 +453,9 @@ async def test_pool_object(w: World) -> None:
         await call(one.commit())
         two = await call(pool.getconn())
         assert await value(two, "SELECT n FROM t") == 1
-        with pytest.raises(psycopg.OperationalError, match=r"couldn't get a connection after 0\.05"):
+        with pytest.raises(
+            psycopg.OperationalError, match=r"couldn't get a connection after 0\.05"
+        ):
             await call(pool.getconn())
         await call(pool.putconn(two))
         two = await call(pool.getconn(timeout=0.01))

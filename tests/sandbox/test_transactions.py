@@ -142,7 +142,9 @@ async def test_transaction_options(w: World) -> None:
             await w.run(conn, "INSERT INTO t VALUES (3, 'a')")
         async with block(conn.transaction()) as outer:
             await w.run(conn, "INSERT INTO t VALUES (4, 'a')")
-            async with block(conn.transaction("in"), ):
+            async with block(
+                conn.transaction("in"),
+            ):
                 await w.run(conn, "INSERT INTO t VALUES (5, 'a')")
                 raise psycopg.Rollback
             async with block(conn.transaction()):

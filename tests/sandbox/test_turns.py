@@ -108,7 +108,7 @@ def test_a_wait_that_takes_too_long(sync_world: World) -> None:
         with pytest.raises(psycopg.OperationalError, match=r"waited 0\.5 s") as caught:
             threads.submit(work).result(5)
     assert len(re.findall(r"borrowed at tests/\S+\.py:\d+", str(caught.value))) == 2
-    assert "isolation=\"clone\"" in str(caught.value)
+    assert 'isolation="clone"' in str(caught.value)
     assert len(sync_world.twins.sandbox.take_refusals()) == 1
 
 

@@ -198,11 +198,11 @@ class Twins:
     @contextmanager
     def intercepting(self, on: bool = True) -> Iterator[None]:
         """Lead every handle into the sandbox, for a block."""
-        sources.interceptor = self if on else None
+        before, sources.interceptor = sources.interceptor, self if on else None
         try:
             yield
         finally:
-            sources.interceptor = None
+            sources.interceptor = before
 
     # Running
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
@@ -57,7 +57,7 @@ def managers() -> None:
     with PGConnectionManager(configure=register, aconfigure=aregister) as manager:
         assert_type(manager, PGConnectionManager)
         assert_type(manager.cache_info["size"], int)
-        assert_type(manager.cache_info["connection_types"], list[str])
+        assert_type(manager.cache_info["connection_types"], dict[str, str])
 
 
 def type_known_at_run_time(manager: PGConnectionManager, type_: str) -> None:

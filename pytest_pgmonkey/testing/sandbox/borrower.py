@@ -720,6 +720,18 @@ class Borrower:
         self.returned = True
         self.turn.leave(self)
 
+    def interrupt(self) -> None:
+        """End a COPY or a stream that was left in the middle."""
+        if self._streaming:
+            self.backend.interrupt()
+            self._streaming = False
+
+    def undone(self) -> None:
+        """Forget a transaction that was rolled back with the test around it."""
+        self._unit = False
+        self._close_transaction()
+        self.turn.leave(self)
+
     def disown(self) -> None:
         """Forget a backend that is no longer the sandbox's."""
         self.ended = self.ended or "the connection is closed"
@@ -740,9 +752,7 @@ class Borrower:
 
     def _abort(self) -> None:
         """Roll back whatever is unfinished."""
-        if self._streaming:
-            self.backend.interrupt()
-            self._streaming = False
+        self.interrupt()
         if self._unit:
             self._end_unit(_STATUS.INERROR)
         elif self.open:

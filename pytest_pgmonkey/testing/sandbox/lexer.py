@@ -144,9 +144,7 @@ class _Draft:
         self.words.append("")
 
     def _add_word(self, word: str) -> None:
-        if word == "ATOMIC" and self.words[-1:] == ["BEGIN"] and self.words[0] == "CREATE":
-            self.atomic += 1
-        elif self.atomic and word == "CASE":
+        if (word == "ATOMIC" and self.words[-1:] == ["BEGIN"] and self.words[0] == "CREATE") or (self.atomic and word == "CASE"):
             self.atomic += 1
         elif self.atomic and word == "END":
             self.atomic -= 1
@@ -192,13 +190,7 @@ _SIMPLE_VERBS: Final = {
 }
 # Not functions although a parenthesis follows, and functions that surely write nothing.
 _HARMLESS_CALLS: Final = frozenset(
-    "AND OR NOT IN AS ON ANY ALL SOME EXISTS SELECT FROM WHERE VALUES WITH USING BY OVER FILTER "
-    "CASE WHEN THEN ELSE UNION EXCEPT INTERSECT LATERAL ARRAY ROW INTERVAL HAVING LIMIT OFFSET "
-    "BETWEEN LIKE ILIKE GROUP WITHIN MATERIALIZED RECURSIVE JOIN DISTINCT NUMERIC VARCHAR CHAR "
-    "COUNT SUM MIN MAX AVG COALESCE NULLIF GREATEST LEAST LOWER UPPER LENGTH TRIM SUBSTRING ROUND "
-    "ABS NOW CURRENT_SETTING TO_CHAR DATE_TRUNC EXTRACT GENERATE_SERIES UNNEST ARRAY_AGG JSON_AGG "
-    "JSONB_AGG JSONB_BUILD_OBJECT JSON_BUILD_OBJECT STRING_AGG ROW_NUMBER RANK CAST CONCAT "
-    "PG_BACKEND_PID VERSION CURRENT_DATABASE TO_REGCLASS".split()
+    ["AND", "OR", "NOT", "IN", "AS", "ON", "ANY", "ALL", "SOME", "EXISTS", "SELECT", "FROM", "WHERE", "VALUES", "WITH", "USING", "BY", "OVER", "FILTER", "CASE", "WHEN", "THEN", "ELSE", "UNION", "EXCEPT", "INTERSECT", "LATERAL", "ARRAY", "ROW", "INTERVAL", "HAVING", "LIMIT", "OFFSET", "BETWEEN", "LIKE", "ILIKE", "GROUP", "WITHIN", "MATERIALIZED", "RECURSIVE", "JOIN", "DISTINCT", "NUMERIC", "VARCHAR", "CHAR", "COUNT", "SUM", "MIN", "MAX", "AVG", "COALESCE", "NULLIF", "GREATEST", "LEAST", "LOWER", "UPPER", "LENGTH", "TRIM", "SUBSTRING", "ROUND", "ABS", "NOW", "CURRENT_SETTING", "TO_CHAR", "DATE_TRUNC", "EXTRACT", "GENERATE_SERIES", "UNNEST", "ARRAY_AGG", "JSON_AGG", "JSONB_AGG", "JSONB_BUILD_OBJECT", "JSON_BUILD_OBJECT", "STRING_AGG", "ROW_NUMBER", "RANK", "CAST", "CONCAT", "PG_BACKEND_PID", "VERSION", "CURRENT_DATABASE", "TO_REGCLASS"]
 )
 
 

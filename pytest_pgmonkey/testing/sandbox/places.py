@@ -17,7 +17,7 @@ class Place(NamedTuple):
     line: int
 
     def __str__(self) -> str:
-        return f"{os.path.relpath(self.file)}:{self.line}"  # noqa: PTH109 - no pathlib equivalent
+        return f"{os.path.relpath(self.file)}:{self.line}"
 
 
 def caller() -> Place:

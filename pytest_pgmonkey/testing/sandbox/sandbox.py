@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -41,6 +42,7 @@ class Sandbox:
         self.conninfo: Final = dict(conninfo)
         self.wait_timeout = wait_timeout
         self._backend: Backend | None = None
+        self._opening = threading.Lock()
         self._sources: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._borrowed = 0
         self._scopes: list[Scope] = []
@@ -59,9 +61,13 @@ class Sandbox:
     @property
     def backend(self) -> Backend:
         """The live backend; opened at its first use in the process."""
-        if self._backend is None:
-            self._backend = Backend(self.conninfo)
-        return self._backend
+        backend = self._backend
+        if backend is None:
+            with self._opening:
+                if self._backend is None:
+                    self._backend = Backend(self.conninfo)
+                backend = self._backend
+        return backend
 
     def connect(self) -> None:
         """Open the backend now, so that a server that cannot be reached shows at once."""
@@ -143,12 +149,17 @@ class Sandbox:
         if backend is None:
             return []
         problems = self._take_back(backend) if backend.lent or backend.abandoned else []
+        if self._backend is not backend:
+            return problems
         if backend.behind and not backend.dead:
             self._collect(backend)
         if backend.dead:
             self._forget()
             backend.close()
             return problems or [_DIED]
+        if self._in_test:
+            for scope in self._scopes:
+                scope.connection._borrower.interrupt()
         backend.check_escape()
         if backend.escaped is not None:
             self.spoiled = True
@@ -160,6 +171,8 @@ class Sandbox:
         if self._in_test:
             self._in_test = False
             backend.pop_frame()
+            for scope in self._scopes:
+                scope.connection._borrower.undone()
         return problems
 
     @staticmethod
@@ -242,8 +255,8 @@ class Sandbox:
 
     def _narrow(self) -> None:
         """Commit the open transactions of the scopes and begin what can be undone by itself."""
-        for scope in self._scopes:
-            if not scope.connection.closed:
+        for scope in reversed(self._scopes):
+            if scope.connection._borrower.open:
                 scope.connection.commit()
         self.backend.push_frame()
 

@@ -1,0 +1,150 @@
+"""What `pgexport` does: what COPY gives goes to the file as it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from psycopg import errors, sql
+from psycopg.pq import ExecStatus
+from psycopg.waiting import Wait
+
+from ..common import CommandError, say
+from ..failures import failures
+from ..session import session
+from . import settings
+from .encodings import UTF8
+from .files import Target, open_target
+from .progress import Progress
+from .tables import find_table, parse_name
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Generator
+
+    from psycopg import Connection
+    from psycopg.pq.abc import PGconn
+
+    from .settings import Dialect
+    from .tables import Name, Table
+
+__all__ = ["run"]
+
+# What text is unambiguous in, as pg_dump has it.
+_STYLES = {"datestyle": "ISO", "intervalstyle": "postgres", "extra_float_digits": "1"}
+
+
+def run(args: argparse.Namespace) -> int:
+    name = parse_name(args.table) if args.table is not None else None
+    path = args.file or (f"{name.table}.csv" if name else "-")
+    with failures(args):
+        settings.apply_sidecar(args, path)
+    dialect = settings.dialect(args)
+    encoding = settings.encoding(args) or UTF8
+    if args.query is not None and args.columns:
+        args.parser.error("--columns belongs to --table: a query names its columns itself")
+    with failures(args), session(args) as conn:
+        conn.read_only = True
+        conn.execute("SET client_encoding TO 'UTF8'")
+        with conn.transaction():
+            _unambiguous(conn, args)
+            what = _query(args) if name is None else _columns(conn, args, name)
+            statement = _statement(what, dialect, encoding.sent_as, args.header is not False)
+            with open_target(path, encoding) as target:
+                rows = _copy(conn, statement, target, path)
+    message = f"exported {rows} {'row' if rows == 1 else 'rows'} to "
+    if path == "-":
+        say(f"{message}standard output")
+    else:
+        sys.stdout.write(f"{message}{path}\n")
+    return 0
+
+
+def _unambiguous(conn: Connection[Any], args: argparse.Namespace) -> None:
+    """Have values written so that they can be read again, unless the file says how."""
+    from ...config import load_config
+
+    chosen = load_config(args.path).get("sync_settings") or {}
+    for name, value in _STYLES.items():
+        if name not in map(str.lower, chosen):
+            conn.execute("SELECT pg_catalog.set_config(%s, %s, true)", [name, value])
+
+
+# --- what is exported ---
+
+
+def _query(args: argparse.Namespace) -> sql.Composable:
+    # On lines of its own: it may end with a comment.
+    query = args.query.strip().rstrip(";")
+    return sql.SQL("(\n{}\n)").format(sql.SQL(query))
+
+
+def _columns(conn: Connection[Any], args: argparse.Namespace, name: Name) -> sql.Composable:
+    table = find_table(conn, name)
+    if table is None:
+        raise CommandError(f"table {name} does not exist, or this role may not use its schema")
+    columns = args.columns or table.stored
+    for column in columns:
+        if column not in table.names:
+            raise CommandError(
+                f"table {table} has no column {column!r} (it has {', '.join(table.names)})"
+            )
+    if not args.columns and len(columns) < len(table.names):
+        left_out = ", ".join(column.name for column in table.columns if column.generated)
+        say(f"generated columns are left out: {left_out}; --columns exports them")
+    listed = sql.SQL(", ").join(map(sql.Identifier, columns))
+    if _is_plain(table, columns):
+        return sql.SQL("{} ({})").format(table.identifier, listed)
+    return sql.SQL("(SELECT {} FROM {})").format(listed, table.identifier)
+
+
+def _is_plain(table: Table, columns: list[str]) -> bool:
+    """Whether COPY gives all rows of this table by its name alone, and these columns."""
+    return table.kind == "r" and not table.has_children and set(columns) <= set(table.stored)
+
+
+def _statement(what: sql.Composable, dialect: Dialect, encoding: str, header: bool) -> sql.Composed:
+    return sql.SQL(
+        "COPY {} TO STDOUT "
+        "WITH (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {}, ENCODING {})"
+    ).format(what, header, dialect.delimiter, dialect.quotechar, dialect.null, encoding)
+
+
+# --- the copy ---
+
+
+def _copy(conn: Connection[Any], statement: sql.Composed, target: Target, path: str) -> int:
+    with conn.cursor() as cursor, Progress(path) as bar, cursor.copy(statement):
+        # Not `Copy.read()`: it waits for each row, which takes longer than all the rest.
+        return conn.wait(_rows(conn.pgconn, target, bar))
+
+
+def _rows(pgconn: PGconn, target: Target, bar: Progress) -> Generator[Wait, Any, int]:
+    """Write all that libpq has received, then wait for more, until the server has ended."""
+    done, rows, size = 0, [], 1
+    while size >= 0:
+        size, data = pgconn.get_copy_data(1)
+        if size > 0:
+            rows.append(data)
+            continue
+        done += target.write(rows)
+        bar.update(done)
+        rows.clear()
+        if size == 0:
+            yield Wait.R
+            pgconn.consume_input()
+    return (yield from _outcome(pgconn))
+
+
+def _outcome(pgconn: PGconn) -> Generator[Wait, Any, int]:
+    rows = 0
+    while True:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return rows
+        if result.status != ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(result)
+        rows = result.command_tuples or 0

@@ -1,0 +1,200 @@
+"""What postgresql.conf and pg_hba.conf must say for the clients of one configuration."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Advice", "Client", "Entry", "HbaLine", "Network", "advise", "client_of", "network"]
+
+Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
+
+#: What a server keeps for superusers unless it is told otherwise.
+RESERVED = 3
+INSISTING = ("require", "verify-ca", "verify-full")
+SAME_HOST = "samehost"
+TIMEOUTS = (
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "statement_timeout",
+    "transaction_timeout",
+)
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a configuration says of its clients, as far as it concerns the server."""
+
+    database: str
+    user: str
+    #: Over a Unix socket.
+    local: bool
+    #: On the server's own machine, as far as can be told.
+    loopback: bool
+    insists_on_tls: bool
+    #: The larger `max_size` of the file's pools; `None` where it has no pool.
+    largest_pool: int | None
+    timeouts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of postgresql.conf."""
+
+    name: str
+    value: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        value = self.value if re.fullmatch(r"\d+|on|off", self.value) else _literal(self.value)
+        return f"{self.name} = {value}"
+
+
+@dataclass(frozen=True)
+class HbaLine:
+    """One line of pg_hba.conf; without an address where nobody has said from where clients come."""
+
+    type: str
+    database: str
+    user: str
+    address: str | None
+    method: str = "scram-sha-256"
+    options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        words = [self.type, _hba_name(self.database), _hba_name(self.user)]
+        if self.type != "local":
+            words.append(self.address or "CLIENT_ADDRESS")
+        return "  ".join([*words, self.method, *self.options])
+
+
+@dataclass(frozen=True)
+class Advice:
+    """All entries for one configuration."""
+
+    client: Client
+    settings: tuple[Entry, ...]
+    hba: HbaLine
+
+
+# --- the client ---
+
+
+def client_of(
+    config: Mapping[str, Any], conninfo: Mapping[str, str], pools: Sequence[int]
+) -> Client:
+    """Judge who connects, given libpq's keywords with its defaults filled in."""
+    hosts = [host for host in conninfo.get("host", "").split(",") if host]
+    hosts = hosts or [host for host in conninfo.get("hostaddr", "").split(",") if host]
+    user = conninfo.get("user", "")
+    return Client(
+        database=conninfo.get("dbname") or user,
+        user=user,
+        local=all(host.startswith(("/", "@")) for host in hosts),
+        loopback=bool(hosts) and all(map(_is_loopback, hosts)),
+        insists_on_tls=conninfo.get("sslmode") in INSISTING,
+        largest_pool=max(pools, default=None),
+        timeouts=tuple(_timeouts(config)),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _timeouts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for section in ("sync_settings", "async_settings"):
+        for name, value in (config.get(section) or {}).items():
+            if name in TIMEOUTS and isinstance(value, str | int | float):
+                found[name] = max(found.get(name, str(value)), str(value), key=_for_longest)
+    return sorted(found.items())
+
+
+_UNITS = {"us": 0.001, "ms": 1.0, "": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
+
+
+def milliseconds(value: str) -> float | None:
+    """Read a time as PostgreSQL does; `None` where it is none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(us|ms|s|min|h|d|)\s*", value)
+    return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+def _for_longest(value: str) -> float:
+    time = milliseconds(value) or 0.0
+    return time if time > 0 else float("inf")  # 0 is no limit at all.
+
+
+# --- the advice ---
+
+
+def advise(
+    client: Client,
+    *,
+    processes: int = 1,
+    address: Network | None = None,
+    clientcert: str | None = None,
+    reserved: int = RESERVED,
+) -> Advice:
+    """Work out the entries for so many processes of this client."""
+    settings = [_max_connections(client, processes, reserved)]
+    if client.insists_on_tls:
+        settings += [
+            Entry("ssl", "on", "the client insists on TLS"),
+            Entry("ssl_cert_file", "server.crt", "the server's certificate"),
+            Entry("ssl_key_file", "server.key", "its key"),
+        ]
+        if clientcert:
+            settings.append(Entry("ssl_ca_file", "root.crt", "judges clients' certificates"))
+    settings += [Entry(name, value, "as the file sets it") for name, value in client.timeouts]
+    return Advice(client, tuple(settings), _hba_line(client, address, clientcert))
+
+
+def _max_connections(client: Client, processes: int, reserved: int) -> Entry:
+    each = client.largest_pool or 1
+    # In whole numbers: 1.1 has no exact form, and 110 must not become 111.
+    needed = -((processes * each + reserved) * 11 // -10)
+    return Entry(
+        "max_connections",
+        str(needed),
+        f"at least: ({processes} x {each} + {reserved} reserved) + 10 %",
+    )
+
+
+def _hba_line(client: Client, address: Network | None, clientcert: str | None) -> HbaLine:
+    options = (f"clientcert={clientcert}",) if clientcert else ()
+    if client.local and address is None:
+        return HbaLine("local", client.database, client.user, None)
+    where = str(address) if address else SAME_HOST if client.loopback else None
+    kind = "hostssl" if client.insists_on_tls else "host"
+    return HbaLine(kind, client.database, client.user, where, options=options)
+
+
+def network(text: str) -> Network:
+    """Read an address or a CIDR network; a `ValueError` says what is wrong."""
+    return ipaddress.ip_network(text, strict=False)
+
+
+def _literal(value: str) -> str:
+    escaped = value.replace("'", "''")
+    return f"'{escaped}'"
+
+
+_PLAIN = re.compile(r"[\w.-]+")
+_KEYWORDS = frozenset({"all", "sameuser", "samerole", "samegroup", "replication"})
+
+
+def _hba_name(name: str) -> str:
+    if _PLAIN.fullmatch(name) and name not in _KEYWORDS:
+        return name
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'

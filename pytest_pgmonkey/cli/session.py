@@ -1,0 +1,28 @@
+"""The one connection of a command: opened as production opens it, closed when it ends."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..config import read_spec
+from ..connecting import Connector, drive
+from .common import config_arguments
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+__all__ = ["session"]
+
+
+@contextmanager
+def session(args: argparse.Namespace) -> Iterator[Connection[Any]]:
+    """Connect as type normal; in autocommit, so that a command begins its transactions itself."""
+    spec = read_spec(args.path, "normal", **config_arguments(args))
+    conn: Connection[Any] = drive(Connector(spec).connect())
+    with conn:
+        conn.autocommit = True
+        yield conn

@@ -1,0 +1,589 @@
+"""A private PostgreSQL server for one test run, in a container, gone with the run.
+
+testcontainers says where the engine is and how its containers are reached. Waiting and cleaning up
+are our own: its wait does not notice a container that has died, and its reaper is one more image.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..secrets import redact_text
+from . import container_guardian
+from .embedded import ON_WINDOWS, THROWAWAY
+from .owned import ADMIN, ROLE, OwnServer
+from .servers import ServerStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from docker.models.containers import Container
+    from docker.models.images import Image
+    from psycopg import Connection
+    from testcontainers.core.docker_client import DockerClient
+
+    from .workers import Worker
+
+__all__ = ["DEFAULT_IMAGE", "ContainerServer", "EngineError", "engine_problem", "start_or_join"]
+
+DEFAULT_IMAGE: Final = "postgres:18"
+OWNER: Final = "pytest-pgmonkey.owner"
+START_LIMIT: Final = 60.0
+REACH_LIMIT: Final = 10.0
+JOIN_LIMIT: Final = 600.0
+CONNECT_LIMIT: Final = 2
+POLL: Final = 0.02
+LOG_POLL: Final = 1.0
+LOG_LINES: Final = 15
+_PORT: Final = 5432
+_HOME: Final = "/pgmonkey"
+_ISOLATED: Final = (sys.executable, "-I", "-S", "-E")
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_CONFLICT: Final = 409
+_PUBLISHED: Final = "published by pytest-pgmonkey"
+
+# In a container's shared memory there is room for 64 MB only.
+SETTINGS: Final = {**THROWAWAY, "dynamic_shared_memory_type": "mmap"}
+
+
+class EngineError(ServerStartError):
+    """No container engine answers, or what speaks with it is not installed."""
+
+
+class TakenError(ServerStartError):
+    """Another worker of the run has made its container already."""
+
+
+class ContainerServer(OwnServer):
+    """A server in a container of its own, on data in memory, with passwords that nobody knows.
+
+    The container of a run of workers has a name that only the run knows, so that making it
+    decides which worker starts the server; the others wait until it is published.
+    """
+
+    source = "container"
+
+    def __init__(
+        self,
+        image: str | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        self._client = _find_engine()
+        self.image = _prefix() + (image or DEFAULT_IMAGE)
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._worker = worker
+        self._secret = worker.run if worker else secrets.token_hex(16)
+        self.name = f"pgmonkey-{self._derive('name')[:16]}"
+        self._attempt = secrets.token_hex(16)
+        self._undecided = False
+        self._watcher: _Watcher | None = None
+        self._address = ("", _PORT)
+        self._version = ""
+
+    @classmethod
+    def start(
+        cls,
+        image: str | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        worker: Worker | None = None,
+    ) -> ContainerServer:
+        """Make a container and wait until its server answers; raises ServerStartError."""
+        server = cls(image, settings=settings, worker=worker)
+        try:
+            server.bring_up()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    def bring_up(self) -> None:
+        """Make the container, wait for its server, make the tests' role."""
+        image = self._find_image()
+        self._watcher = _Watcher(self._attempt)
+        with _engine_errors(f"The container of {self.image} does not start"):
+            container = self._make(image)
+            self._watcher.tell("made")
+            container.start()
+            self._sweep()  # while its server starts
+            self._await_answer(container)
+        self._make_role(self._derive(ROLE))
+        self._client.client.close()  # its idle connections; it opens new ones when asked again
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} of {self.image}>"
+
+    @property
+    def description(self) -> str:
+        return f"container {self.image}"
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def major(self) -> int:
+        return int(self._version.partition(".")[0])
+
+    def scratch_name(self, name: str) -> str:
+        """Give the name of a database for tests, of each worker its own."""
+        return f"{name}_{self._worker.name}" if self._worker else name
+
+    def publish(self) -> None:
+        """Let the other workers of the run use the server, which ends with their controller."""
+        from psycopg import sql
+
+        if self._alone and self._worker is not None and self._watcher is not None:
+            self._watcher.tell("run", self._worker.controller)
+            self._execute(
+                sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(ROLE), _PUBLISHED)
+            )
+        super().publish()
+
+    def stop(self) -> None:
+        """Remove the container; does nothing in a fork, a second time, or if others share it."""
+        watcher, self._watcher = self._watcher, None
+        try:
+            if watcher is None:
+                return
+            if watcher.is_foreign or (self._worker is not None and not self._alone):
+                watcher.leave()
+            elif self._remove():
+                watcher.dismiss()
+            else:
+                watcher.leave()  # it goes on trying
+        finally:
+            self._client.client.close()
+
+    def join(self) -> bool:
+        """Wait for the container that another worker makes; tell whether it has published it."""
+        deadline = time.monotonic() + JOIN_LIMIT
+        with _engine_errors(f"The container {self.name} of this run cannot be had"):
+            while (found := self._look()) is False:
+                if time.monotonic() > deadline:
+                    raise ServerStartError(
+                        f"The container {self.name} of this run cannot be had: no worker has"
+                        f" prepared its server within {JOIN_LIMIT:.0f} s."
+                    )
+                time.sleep(POLL)
+        self._client.client.close()
+        self._alone = False
+        return bool(found)
+
+    def _look(self) -> bool | None:
+        """Tell whether the run's container is published; gives `None` where there is none."""
+        from docker.errors import NotFound
+
+        try:
+            container = self._client.client.containers.get(self.name)
+            return container.status == "running" and self._is_published(container)
+        except NotFound:
+            return None
+
+    def _is_published(self, container: Container) -> bool:
+        import psycopg
+
+        if (address := self._find_address(container)) is None:
+            return False
+        self._address = address
+        try:
+            with self._connect() as conn:
+                return bool(
+                    conn.execute(
+                        "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s"
+                        " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s",
+                        [ROLE, _PUBLISHED],
+                    ).fetchone()
+                )
+        except psycopg.OperationalError:
+            return False
+
+    def _connect(self) -> Connection[Any]:
+        """Connect while it is not known whether anybody answers."""
+        import psycopg
+
+        conn = psycopg.connect(
+            **self.admin_conninfo(),  # type: ignore[arg-type]
+            connect_timeout=CONNECT_LIMIT,
+        )
+        self._version = str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
+        return conn
+
+    def _derive(self, what: str) -> str:
+        """Give a name or a password that every worker of the run knows, and nobody else."""
+        return hmac.new(self._secret.encode(), what.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _conninfo(self, user: str, dbname: str) -> dict[str, str]:
+        host, port = self._address
+        return {
+            "host": host,
+            "port": str(port),
+            "user": user,
+            "password": self._derive(user),
+            "dbname": dbname,
+            "sslmode": "prefer",  # whatever PGSSLMODE says of another server
+        }
+
+    def _find_image(self) -> Image:
+        from docker.errors import ImageNotFound
+
+        images = self._client.client.images
+        with _engine_errors(
+            f"The container image {self.image} is not on this machine and cannot be pulled",
+            "Pull or build it, or name another one with --pgmonkey-image",
+        ):
+            try:
+                return images.get(self.image)
+            except ImageNotFound:
+                return images.pull(self.image)
+
+    def _make(self, image: Image) -> Container:
+        from docker.errors import APIError
+
+        self._undecided = True  # until the engine says whether there is a container
+        try:
+            container = self._create(image)
+        except APIError as error:
+            self._undecided = False
+            if self._worker is not None and error.status_code == _CONFLICT:
+                raise TakenError(f"The container {self.name} is there already.") from None
+            raise
+        self._undecided = False
+        return container
+
+    def _create(self, image: Image) -> Container:
+        # Not removed by the engine when it ends: its log says why it did.
+        volumes = image.attrs["Config"].get("Volumes") or ()
+        return self._client.client.containers.create(
+            self.image,
+            ["postgres", *_arguments(self._settings)],
+            name=self.name,
+            environment={
+                "POSTGRES_USER": ADMIN,
+                "POSTGRES_PASSWORD": self._derive(ADMIN),
+                "POSTGRES_INITDB_ARGS": "--no-sync --wal-segsize=4",
+                "PGDATA": f"{_HOME}/data",
+            },
+            tmpfs={_HOME: "", **dict.fromkeys(volumes, "")},
+            labels={
+                container_guardian.ATTEMPT: self._attempt,
+                OWNER: identity(self._worker.controller if self._worker else os.getpid()),
+            },
+            **self._network(),
+        )
+
+    def _network(self) -> dict[str, Any]:
+        """Say where the server's port is to be found: beyond this machine only if it has to be."""
+        mode = self._client.get_connection_mode()
+        if not mode.use_mapped_port:
+            return {"network": self._client.find_host_network()}
+        is_local = mode.name == "docker_host" and self._client.host() in _LOCAL
+        return {"ports": {f"{_PORT}/tcp": ("127.0.0.1",) if is_local else None}}
+
+    def _find_address(self, container: Container) -> tuple[str, int] | None:
+        """Find host and port; gives `None` while the engine does not tell them."""
+        mode = self._client.get_connection_mode()
+        if not mode.use_mapped_port:
+            return self._client.bridge_ip(str(container.id)), _PORT
+        if mode.name == "gateway_ip":
+            host = self._client.gateway_ip(str(container.id))
+        else:
+            host = self._client.host()
+        # As localhost may first lead to ::1, where the port can be another container's.
+        host = "127.0.0.1" if host in _LOCAL else host
+        for mapping in self._client.client.api.port(container.id, _PORT) or ():
+            if ":" not in mapping["HostIp"] or ":" in host:
+                return host, int(mapping["HostPort"])
+        return None
+
+    def _await_answer(self, container: Container) -> None:
+        """Wait until a query is answered; raises ServerStartError, at once if there is no hope."""
+        patience = _Patience()
+        while problem := self._ask(container):
+            self._require_running(container)
+            if patience.wants_log():
+                patience.note_log(self._log(container, None))
+            if why := patience.ended():
+                host, port = self._address
+                raise ServerStartError(
+                    f"The server in the container of {self.image} cannot be reached at"
+                    f" {host}:{port}, though {why}: {problem.strip()}",
+                    log=self._log(container),
+                )
+            time.sleep(POLL)
+
+    def _ask(self, container: Container) -> str | None:
+        """Send a query; give what is wrong, `None` where it was answered."""
+        import psycopg
+
+        if (address := self._find_address(container)) is None:
+            return "the engine publishes no port"
+        self._address = address
+        try:
+            with self._connect() as conn:
+                conn.execute("SELECT 1")
+        except psycopg.OperationalError as error:
+            return redact_text(str(error), [self._derive(ADMIN)]) or "no answer"
+        return None
+
+    def _require_running(self, container: Container) -> None:
+        from docker.errors import NotFound
+
+        try:
+            container.reload()
+        except NotFound:
+            raise ServerStartError(f"The container of {self.image} was removed.") from None
+        if container.status in ("exited", "dead"):
+            code = container.attrs["State"]["ExitCode"]
+            raise ServerStartError(
+                f"The container of {self.image} ended with exit code {code} instead of starting a"
+                " server.",
+                log=self._log(container),
+            )
+
+    def _log(self, container: Container, lines: int | None = LOG_LINES) -> str:
+        from docker.errors import DockerException
+
+        try:
+            text = container.logs(tail=lines or "all").decode("utf-8", "replace").strip()
+        except (DockerException, OSError):
+            return ""
+        return redact_text(text, [self._derive(ADMIN)])
+
+    def _remove(self) -> bool:
+        """Remove the container; tell whether it is sure that there is none any more."""
+        from docker.errors import DockerException
+
+        try:
+            container_guardian.remove(self._client.client.api, self._attempt)
+        except (DockerException, OSError):
+            return False
+        return not self._undecided
+
+    def _sweep(self) -> None:
+        """Remove the containers of runs on this machine that died together with their guardian."""
+        api = self._client.client.api
+        for found in api.containers(all=True, filters={"label": OWNER}):
+            if is_dead(found["Labels"][OWNER]):
+                container_guardian.remove_container(api, found["Id"])
+
+
+class _Patience:
+    """How long a server in a container that runs may not answer."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._next_log = self._begin + LOG_POLL
+        self._ready: float | None = None
+
+    def wants_log(self) -> bool:
+        """Whether it is time to look whether the server says that it is ready."""
+        return self._ready is None and time.monotonic() > self._next_log
+
+    def note_log(self, log: str) -> None:
+        self._next_log = time.monotonic() + LOG_POLL
+        if says_ready(log):
+            self._ready = time.monotonic()
+
+    def ended(self) -> str:
+        """Say why there is no hope; empty as long as there is."""
+        now = time.monotonic()
+        if self._ready is not None and now > self._ready + REACH_LIMIT:
+            return "it says that it is ready"
+        if now > self._begin + START_LIMIT:
+            return f"{START_LIMIT:.0f} s have passed"
+        return ""
+
+
+def start_or_join(image: str | None, worker: Worker) -> ContainerServer:
+    """Start the container of this run, or wait for the worker that does."""
+    while True:
+        if server := _start(image, worker) or _join(image, worker):
+            return server
+
+
+def _start(image: str | None, worker: Worker) -> ContainerServer | None:
+    try:
+        return ContainerServer.start(image, worker=worker)
+    except TakenError:
+        return None
+
+
+def _join(image: str | None, worker: Worker) -> ContainerServer | None:
+    server = ContainerServer(image, worker=worker)
+    return server if server.join() else None
+
+
+def engine_problem() -> str | None:
+    """Tell why there can be no container here, `None` where an engine answers."""
+    try:
+        _find_engine().client.close()
+    except EngineError as error:
+        return error.problem
+    return None
+
+
+def identity(pid: int) -> str:
+    """Name a process as no other will ever be named; empty where the system cannot."""
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        return f"{_machine()} {pid} {start[19]}"
+    except OSError:
+        return ""
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the process of a name is known to have ended: one of elsewhere is not."""
+    machine, _, process = owner.rpartition(" ")[0].rpartition(" ")
+    try:
+        return machine == _machine() and identity(int(process)) != owner
+    except (OSError, ValueError):
+        return False
+
+
+def says_ready(log: str) -> bool:
+    """Whether a server wrote that it is ready on the network; an image's first one is not."""
+    _, listening, rest = log.rpartition("listening on IPv")
+    return bool(listening) and "ready to accept connections" in rest
+
+
+def _machine() -> str:
+    """Name this boot of this machine and what process numbers mean here."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _find_engine() -> DockerClient:
+    """Find the container engine; raises EngineError."""
+    try:
+        from docker.errors import DockerException
+        from docker.utils import parse_host
+        from testcontainers.core.docker_client import DockerClient, get_docker_host
+    except ImportError:
+        raise EngineError(
+            'testcontainers is not installed: `pip install "pytest-pgmonkey[container]"`.'
+        ) from None
+    address = ""
+    try:
+        address = parse_host(get_docker_host(), ON_WINDOWS).replace("http+unix:", "unix:")
+        _knock(address)
+        return DockerClient()
+    except (DockerException, OSError) as error:
+        where = address or f"DOCKER_HOST={os.environ.get('DOCKER_HOST')}"
+        raise EngineError(
+            f"No container engine answers at {where}: {_explain(error)}. Start Docker, or set"
+            " DOCKER_HOST to the address of an engine that runs."
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Fail where nobody listens at a Unix socket: the engine's client would leave one open."""
+    path = address.removeprefix("unix://")
+    if path != address:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(path)
+
+
+@contextlib.contextmanager
+def _engine_errors(problem: str, advice: str = "") -> Iterator[None]:
+    """Turn what the engine's client raises into one error of ours."""
+    from docker.errors import DockerException
+
+    try:
+        yield
+    except (DockerException, OSError) as error:
+        text = f"{problem}: {_explain(error)}."
+        raise ServerStartError(f"{text} {advice}." if advice else text) from None
+
+
+def _prefix() -> str:
+    """Give the registry that the user has told testcontainers to take all images from."""
+    from testcontainers.core.config import testcontainers_config
+
+    return testcontainers_config.hub_image_name_prefix
+
+
+def _explain(error: BaseException) -> str:
+    """Say in a line what an error of the engine's client comes from."""
+    explanation = getattr(error, "explanation", None)
+    if explanation:
+        return " ".join(str(explanation).split()).rstrip(".")
+    for cause in reversed(list(_chain(error))):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _arguments(settings: Mapping[str, str]) -> Iterator[str]:
+    for name, value in settings.items():
+        yield from ("-c", f"{name}={value}")
+
+
+class _Watcher:
+    """The process that removes the container if this one cannot."""
+
+    def __init__(self, attempt: str) -> None:
+        self._owner = os.getpid()
+        self._process = subprocess.Popen(
+            [*_ISOLATED, container_guardian.__file__, str(self._owner), attempt],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            cwd=os.sep,
+            start_new_session=True,
+        )
+        atexit.register(self.leave)
+        self.tell("path", [os.path.abspath(path) for path in sys.path])  # noqa: PTH100
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a fork, and the container not its own."""
+        return os.getpid() != self._owner
+
+    def tell(self, *words: Any) -> None:
+        """Tell it something; where it was killed, nobody listens."""
+        stdin = self._process.stdin
+        if stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stdin.write(json.dumps(words) + "\n")
+                stdin.flush()
+
+    def dismiss(self) -> None:
+        """Let it end: the container is gone."""
+        atexit.unregister(self.leave)
+        self.tell("done")
+        self._close()
+        self._process.wait()
+
+    def leave(self) -> None:
+        """Leave the container to it."""
+        atexit.unregister(self.leave)
+        self._close()
+        self._process.returncode = 0  # or its finalizer warns of a process still running
+
+    def _close(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()

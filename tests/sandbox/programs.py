@@ -1,0 +1,350 @@
+"""Random programs over borrowed connections, and how one is run in a `World`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hypothesis import strategies as st
+from production.four import call, execute
+
+from pytest_pgmonkey import PGConnectionManager, SandboxError
+
+from .twins import Boom, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLOTS = 2
+
+# {b} numbers the borrow: what the one session shares (temporary tables, names) must not collide.
+READS = (
+    "SELECT count(*) FROM t",
+    "SELECT n, x FROM t ORDER BY n",
+    "SELECT max(n) FROM late",
+    "SHOW work_mem",
+    "SHOW transaction_read_only",
+    "SELECT NULLIF(current_setting('app.mine', true), '')",  # a session never forgets the name
+    "SELECT noisy('hello')",
+    "SELECT n FROM t ORDER BY n FOR UPDATE",
+)
+WRITES = (
+    "INSERT INTO t VALUES (1, 'a')",
+    "INSERT INTO t VALUES (2, 'a')",
+    "INSERT INTO t VALUES (3, 'a') ON CONFLICT (n) DO UPDATE SET x = t.x || '+'",
+    "UPDATE t SET x = x || '!' WHERE n < 3",
+    "DELETE FROM t WHERE n = 1",
+    "SELECT put(4)",
+    "WITH gone AS (DELETE FROM t WHERE n = 2 RETURNING n) SELECT count(*) FROM gone",
+    "INSERT INTO late VALUES (1, 1)",
+    "INSERT INTO late VALUES (2, 2)",
+    "INSERT INTO soon VALUES (1, 1)",
+    "DELETE FROM late",
+    "TRUNCATE t CASCADE",
+)
+FAILURES = ("SELECT 1/0", "SELECT * FROM nowhere", "SELEC 1", "INSERT INTO t VALUES ('x', 'y')")
+CONTROL = (
+    "BEGIN",
+    "begin read only",
+    "START TRANSACTION",
+    "COMMIT",
+    "END",
+    "ROLLBACK",
+    "/* now */ abort;",
+    "COMMIT AND CHAIN",
+    "ROLLBACK AND CHAIN",
+)
+SAVEPOINTS = (
+    "SAVEPOINT a",
+    "SAVEPOINT b",
+    "ROLLBACK TO a",
+    "ROLLBACK TO SAVEPOINT b",
+    "RELEASE a",
+    "RELEASE SAVEPOINT b",
+)
+MODES = (
+    "SET CONSTRAINTS ALL DEFERRED",
+    "SET CONSTRAINTS ALL IMMEDIATE",
+    "SET TRANSACTION READ ONLY",
+    "SET work_mem = '1MB'",
+    "SET LOCAL work_mem = '2MB'",
+    "RESET work_mem",
+    "SELECT set_config('work_mem', '3MB', false)",
+    "SELECT set_config('work_mem', '5MB', true)",
+    "SET app.mine = 'x'",
+    "SET default_transaction_read_only = on",
+    "SET default_transaction_read_only = off",
+    "RESET ALL",
+)
+OBJECTS = (
+    "CREATE TABLE made (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
+    "INSERT INTO made VALUES (1), (1)",
+    "DROP TABLE made",
+    "CREATE TEMP TABLE tmp{b} (n int) ON COMMIT DROP",
+    "CREATE TEMP TABLE tmp{b} (n int) ON COMMIT DELETE ROWS",
+    "INSERT INTO tmp{b} VALUES (1)",
+    "SELECT count(*) FROM tmp{b}",
+    "DECLARE c{b} CURSOR FOR SELECT generate_series(1, 3)",
+    "DECLARE c{b} CURSOR WITH HOLD FOR SELECT generate_series(1, 3)",
+    "FETCH 1 FROM c{b}",
+    "CLOSE c{b}",
+    "PREPARE p{b} AS SELECT 1",
+    "EXECUTE p{b}",
+    "DEALLOCATE p{b}",
+    "DISCARD ALL",
+)
+
+slots = st.integers(0, SLOTS - 1)
+single = st.one_of(*map(st.sampled_from, (READS, WRITES, WRITES, FAILURES, CONTROL, SAVEPOINTS)))
+odd = st.one_of(st.sampled_from(MODES), st.sampled_from(OBJECTS))
+inside = st.one_of(*map(st.sampled_from, (READS, WRITES, CONTROL, FAILURES, SAVEPOINTS)))
+script = st.lists(inside, min_size=2, max_size=4).map("; ".join)
+statement = st.one_of(single, single, odd, script)
+
+
+class Step(NamedTuple):
+    """One step: a method of `Run`, the slot it works on, and its arguments."""
+
+    name: str
+    slot: int
+    args: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Step({self.name!r}, {self.slot}, {self.args!r})"
+
+
+def _steps(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+    return st.builds(Step, st.just(name), slots, st.tuples(*arguments))
+
+
+executes = _steps("execute", statement, st.sampled_from([None, None, None, True]))
+steps = st.one_of(
+    executes,
+    executes,
+    executes,
+    _steps("commit"),
+    _steps("rollback"),
+    _steps("enter", st.sampled_from([None, None, "named"]), st.booleans()),
+    _steps("leave", st.booleans()),
+    _steps("leave", st.booleans()),
+    _steps("borrow"),
+    _steps("give_back", st.booleans()),
+    _steps("set_autocommit", st.booleans()),
+    _steps("set_read_only", st.sampled_from([None, True, False])),
+    _steps("copy_in", st.integers(1, 6), st.booleans()),
+    _steps("copy_out"),
+    _steps("stream", st.booleans()),
+    _steps("executemany", st.lists(st.integers(1, 5), max_size=3)),
+    _steps("named_cursor", st.booleans()),
+    _steps("fetch"),
+    _steps("close_cursor"),
+    _steps("pipeline", st.lists(st.sampled_from([*READS[:2], *WRITES[:4]]), max_size=3)),
+    _steps("close"),
+)
+programs = st.lists(steps, min_size=1, max_size=14)
+
+
+class Refused(Exception):
+    """The sandbox has refused a step; what follows is not compared."""
+
+
+class Slot:
+    """A borrowed connection with its open blocks."""
+
+    def __init__(self, number: int, lease: Any, conn: Any, handle: Any) -> None:
+        self.number = number
+        self.lease = lease
+        self.conn = conn
+        self.handle = handle
+        self.blocks: list[Any] = []
+        self.cursors: list[Any] = []
+
+
+class Run:
+    """The run of one program in one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.slots: list[Slot | None] = [None] * SLOTS
+        self.borrowed = 0
+        self.steps = 0
+        self.refused_at: int | None = None
+
+    async def program(self, steps: list[Step], limit: int | None) -> bool:
+        """Run the steps, at most `limit`; gives whether all ran."""
+        try:
+            for step in steps:
+                if held := self.slots[step.slot]:
+                    if step.name == "borrow":
+                        continue
+                elif step.name != "borrow":
+                    await self._step(Step("borrow", step.slot), limit)
+                await self._step(step, limit)
+            for slot in range(SLOTS):
+                while (held := self.slots[slot]) is not None:
+                    name = "leave" if held.blocks else "give_back"
+                    await self._step(Step(name, slot, (False,)), limit)
+        except Refused:
+            return False
+        return True
+
+    async def _step(self, step: Step, limit: int | None) -> None:
+        if self.steps == limit:
+            raise Refused
+        self.world.note(step)
+        held = self.slots[step.slot]
+        try:
+            if step.name == "borrow":
+                await self.borrow(step.slot)
+            elif held is not None:
+                await getattr(self, step.name)(held, *step.args)
+        except SandboxError:
+            self.refused_at = self.steps
+            raise Refused from None
+        except Exception as error:
+            self.world.swallow(error)
+        self._note_statuses()
+        self.steps += 1
+
+    async def abandon(self) -> None:
+        """End everything, without a note."""
+        self.world.noted = type(self.world.noted)()
+        for held in self.slots:
+            if held is not None:
+                for cursor in held.cursors:
+                    cursor._closed = True
+                await self._quietly(held.conn.close)
+                await self._quietly(exit_(held.lease), None, None, None)
+
+    @staticmethod
+    async def _quietly(function: Callable[..., Any], *args: Any) -> None:
+        try:
+            await call(function(*args))
+        except Exception:  # noqa: S110
+            pass
+
+    def _note_statuses(self) -> None:
+        for held in self.slots:
+            if held is not None:
+                self.world.note(held.conn.info.transaction_status.name, held.conn.closed)
+
+    # The steps
+
+    async def borrow(self, slot: int) -> None:
+        self.borrowed += 1
+        # A manager of its own: a real pool would keep what the last borrower has set.
+        self.world.manager = PGConnectionManager()
+        handle = await self.world.handle(pool={"min_size": 1, "max_size": 1})
+        lease = handle.connection()
+        conn = await call(enter(lease)())
+        conn.add_notice_handler(lambda notice: self.world.note(notice.severity, notice.sqlstate))
+        self.slots[slot] = Slot(self.borrowed, lease, conn, handle)
+
+    async def give_back(self, held: Slot, with_error: bool) -> None:
+        for cursor in held.cursors:
+            cursor._closed = True  # or it warns that nobody has closed it
+        self.slots[self.slots.index(held)] = None
+        await self._exit(held.lease, with_error)
+
+    async def _exit(self, context: Any, with_error: bool) -> None:
+        error = Boom() if with_error else None
+        swallowed = await call(exit_(context)(type(error) if error else None, error, None))
+        self.world.note("left", bool(swallowed))
+
+    async def execute(self, held: Slot, query: str, prepare: bool | None) -> None:
+        query = query.replace("{b}", str(held.number))
+        cursor = await call(held.conn.execute(query, prepare=prepare))
+        while True:
+            rows = await call(cursor.fetchall()) if cursor.description else None
+            self.world.note(cursor.statusmessage, cursor.rowcount, rows)
+            if not cursor.nextset():
+                break
+
+    async def commit(self, held: Slot) -> None:
+        await call(held.conn.commit())
+
+    async def rollback(self, held: Slot) -> None:
+        await call(held.conn.rollback())
+
+    async def enter(self, held: Slot, name: str | None, force: bool) -> None:
+        context = held.conn.transaction(name, force_rollback=force)
+        await call(enter(context)())
+        held.blocks.append(context)
+
+    async def leave(self, held: Slot, with_error: bool) -> None:
+        if held.blocks:
+            await self._exit(held.blocks.pop(), with_error)
+
+    async def set_autocommit(self, held: Slot, value: bool) -> None:
+        await call(held.conn.set_autocommit(value))
+
+    async def set_read_only(self, held: Slot, value: bool | None) -> None:
+        await call(held.conn.set_read_only(value))
+
+    async def copy_in(self, held: Slot, number: int, with_error: bool) -> None:
+        cursor = held.conn.cursor()
+        context = cursor.copy("COPY t FROM STDIN")
+        copy = await call(enter(context)())
+        await call(copy.write_row((number, "copied")))
+        await self._exit(context, with_error)
+        self.world.note(cursor.rowcount, cursor.statusmessage)
+
+    async def copy_out(self, held: Slot) -> None:
+        context = held.conn.cursor().copy("COPY (SELECT n FROM t ORDER BY n) TO STDOUT")
+        copy = await call(enter(context)())
+        while (row := await call(copy.read_row())) is not None:
+            self.world.note(row)
+        await self._exit(context, False)
+
+    async def stream(self, held: Slot, fails: bool) -> None:
+        query = "SELECT 1/(2 - i) FROM generate_series(1, 3) i" if fails else "SELECT n FROM t"
+        rows = held.conn.cursor().stream(query)
+        if hasattr(rows, "__aiter__"):
+            self.world.note([row async for row in rows])
+        else:
+            self.world.note(list(rows))
+
+    async def executemany(self, held: Slot, numbers: list[int]) -> None:
+        cursor = held.conn.cursor()
+        rows = [(number, "many") for number in numbers]
+        await call(cursor.executemany("INSERT INTO t VALUES (%s, %s)", rows))
+        self.world.note(cursor.rowcount)
+
+    async def named_cursor(self, held: Slot, hold: bool) -> None:
+        cursor = held.conn.cursor(f"named{held.number}_{len(held.cursors)}", withhold=hold)
+        held.cursors.append(cursor)
+        await call(cursor.execute("SELECT generate_series(1, 4)"))
+
+    async def fetch(self, held: Slot) -> None:
+        if held.cursors:
+            self.world.note(await call(held.cursors[-1].fetchone()))
+
+    async def close_cursor(self, held: Slot) -> None:
+        if held.cursors:
+            cursor = held.cursors.pop()
+            try:
+                await call(cursor.close())
+            finally:
+                cursor._closed = True
+
+    async def pipeline(self, held: Slot, queries: list[str]) -> None:
+        context = held.conn.pipeline()
+        await call(enter(context)())
+        try:
+            for query in queries:
+                await execute(held.conn, query)
+        except Exception as error:
+            if not await call(exit_(context)(type(error), error, error.__traceback__)):
+                raise
+        else:
+            await call(exit_(context)(None, None, None))
+
+    async def close(self, held: Slot) -> None:
+        await call(held.conn.close())
+
+
+def enter(context: Any) -> Any:
+    return getattr(context, "__aenter__", None) or context.__enter__
+
+
+def exit_(context: Any) -> Any:
+    return getattr(context, "__aexit__", None) or context.__exit__

@@ -1,0 +1,76 @@
+"""Random programs give in the sandbox what they give on a real database of their own.
+
+`PGMONKEY_PROGRAMS=20000 pytest tests/sandbox/test_differential.py` runs as many as you like.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from production.four import call
+
+from pytest_pgmonkey import PGConnectionManager
+
+from .programs import Run, Step, programs
+from .twins import World, difference
+
+if TYPE_CHECKING:
+    from .twins import Twins
+
+PROGRAMS = int(os.environ.get("PGMONKEY_PROGRAMS", "160"))
+TYPES = 4
+
+
+def run(twins: Twins, type_: str, steps: list[Step], *, real: bool, limit: int | None) -> Any:
+    """Run a program; gives what it noted, and at which step it was refused."""
+    world = World(twins, type_, real=real)
+    running = Run(world)
+
+    async def whole() -> Any:
+        complete = await running.program(steps, limit)
+        noted = world.noted
+        if complete:
+            world.manager = PGConnectionManager()
+            await world.finish()
+        else:
+            await running.abandon()
+        if real:
+            for handle in world.handles:
+                await call(handle.disconnect())
+        return noted
+
+    with twins.intercepting(not real):
+        try:
+            noted = twins.drive(whole(), loop=world.type.is_async)
+        finally:
+            if real:
+                twins.renew()
+            else:
+                twins.sandbox.take_refusals()
+                problems = twins.sandbox.reset()
+    if not real:
+        assert problems == []
+    return noted, running.refused_at
+
+
+@settings(
+    max_examples=max(1, PROGRAMS // TYPES),
+    deadline=None,
+    database=None,
+    derandomize="PGMONKEY_PROGRAMS" not in os.environ,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(steps=programs)
+def test_programs(twins: Twins, type_: str, steps: list[Step]) -> None:
+    """A random program's steps give the same values and errors, and leave nothing behind."""
+    before = twins.persisted()
+    ours, limit = run(twins, type_, steps, real=False, limit=None)
+    assert before == twins.persisted()
+    theirs, _ = run(twins, type_, steps, real=True, limit=limit)
+    if limit is not None:
+        del ours[len(theirs) :]
+    if ours != theirs:
+        raise AssertionError(difference(theirs, ours))
