@@ -6,6 +6,7 @@ do: the script reads them from where the configuration has them.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -51,22 +52,11 @@ def _generate(args: argparse.Namespace) -> int:
 
 # --- frames ---
 
-_SYNC = """\
-{imports}
+_FRAME = """\
+{top}
 
-{globals}
-def main():
-{body}
 
-if __name__ == "__main__":
-    main()
-"""
-
-_ASYNC = """\
-{imports}
-
-{globals}
-async def main():
+{define} main():
 {body}
 
 if __name__ == "__main__":
@@ -79,17 +69,18 @@ _RUN_ON_WINDOWS = "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
 
 
 def _script(
-    type_: ConnectionType, imports: list[list[str]], globals_: list[str], body: list[str]
+    type_: ConnectionType, imports: list[list[str]], top: list[list[str]], body: list[str]
 ) -> str:
-    """Put a script together from groups of imports, top-level code and the lines of `main`."""
+    """Put a script together from groups of imports, of top-level lines, and the lines of `main`."""
     if type_.is_async:
         imports[0].append("import asyncio")
-    groups = ("\n".join(sorted(group, key=_import_order)) for group in imports if group)
-    return (_ASYNC if type_.is_async else _SYNC).format(
-        imports="\n\n".join(groups),
-        globals="".join(f"{line}\n" for line in [*globals_, ""]),
-        body="".join(f"    {line}\n" if line else "\n" for line in body),
-        run=_RUN_ON_WINDOWS if sys.platform == "win32" else _RUN,
+    groups = [sorted(group, key=_import_order) for group in imports] + top
+    call = _RUN_ON_WINDOWS if sys.platform == "win32" else _RUN
+    return _FRAME.format(
+        top="\n\n".join("\n".join(group) for group in groups if group),
+        define="async def" if type_.is_async else "def",
+        body="".join(f"    {line}\n" for line in body),
+        run=call if type_.is_async else "main()",
     )
 
 
@@ -108,7 +99,7 @@ def _own_script(args: argparse.Namespace) -> str:
     type_ = _type(args, config)
     if not args.resolve_env and _any_reference(config, is_reference):
         say(f"{args.path}: refers to the environment; --resolve-env has the script resolve it")
-    arguments = ["CONFIG", repr(str(type_))]
+    arguments = ["CONFIG", _literal(str(type_))]
     arguments += [f"{name}=True" for name, on in config_arguments(args).items() if on]
     call = f"manager.get_database_connection({', '.join(arguments)})"
     body = [
@@ -118,7 +109,7 @@ def _own_script(args: argparse.Namespace) -> str:
     ]
     assert isinstance(type_, ConnectionType)
     imports = [[], ["from pytest_pgmonkey import PGConnectionManager"]]
-    return _script(type_, imports, [f"CONFIG = {args.path!r}", ""], body)
+    return _script(type_, imports, [[f"CONFIG = {_literal(args.path)}"]], body)
 
 
 def _type(args: argparse.Namespace, config: Mapping[str, Any]) -> ConnectionType:
@@ -137,12 +128,22 @@ def _any_reference(value: Any, is_reference: Any) -> bool:
 
 def _query(type_: ConnectionType, block: str) -> list[str]:
     """Write the block in which a query is made."""
-    with_, await_ = ("async with", "await ") if type_.is_async else ("with", "")
+    if type_.is_async:
+        return [
+            f"async with {block} as conn:",
+            '    cursor = await conn.execute("SELECT version()")',
+            "    print((await cursor.fetchone())[0])",
+        ]
     return [
-        f"{with_} {block} as conn:",
-        f'    cursor = {await_}conn.execute("SELECT version()")',
-        f"    print(({await_}cursor.fetchone())[0])",
+        f"with {block} as conn:",
+        '    cursor = conn.execute("SELECT version()")',
+        "    print(cursor.fetchone()[0])",
     ]
+
+
+def _literal(text: str) -> str:
+    # JSON's strings are Python's, in the quotes that formatters want.
+    return json.dumps(text, ensure_ascii=False)
 
 
 # --- on psycopg ---
@@ -199,7 +200,7 @@ class _Writer:
                 expression = self.reference(section[name])
                 yield name, f"{type(value).__name__}({expression})"
             else:
-                yield name, repr(value)
+                yield name, _literal(value) if isinstance(value, str) else repr(value)
 
     def settings(
         self, judged: tuple[tuple[str, str], ...], type_: ConnectionType
@@ -220,7 +221,7 @@ class _Writer:
         if secret or redact_text(judged) != judged:
             self.needs_file = True
             return f'config["{section}"]["{name}"]'
-        return repr(judged)
+        return _literal(judged)
 
     def reference(self, raw: Any) -> str:
         if isinstance(raw, str):
@@ -228,28 +229,28 @@ class _Writer:
         ((kind, name),) = raw.items()
         if kind == "from_env":
             self.needs_os = True
-            return f"os.environ[{name!r}]"
+            return f"os.environ[{_literal(name)}]"
         self.needs_path = True
-        return f'Path({name!r}).expanduser().read_text("utf-8").removesuffix("\\n")'
+        return f'Path({_literal(name)}).expanduser().read_text("utf-8").removesuffix("\\n")'
 
     def text(self, text: str) -> str:
         self.needs_os = True
         parts, end = [], 0
         for match in _VARIABLE.finditer(text):
             if match.start() > end:
-                parts.append(repr(text[end : match.start()]))
+                parts.append(_literal(text[end : match.start()]))
             parts.append(self.variable(match[1], match[2]))
             end = match.end()
         if end < len(text):
-            parts.append(repr(text[end:]))
+            parts.append(_literal(text[end:]))
         return " + ".join(parts)
 
     def variable(self, name: str, default: str | None) -> str:
         if default is None:
-            return f"os.environ[{name!r}]"
+            return f"os.environ[{_literal(name)}]"
         if self.strict:
-            return f"(os.environ.get({name!r}) or {default!r})"
-        return f"os.environ.get({name!r}, {default!r})"
+            return f"(os.environ.get({_literal(name)}) or {_literal(default)})"
+        return f"os.environ.get({_literal(name)}, {_literal(default)})"
 
 
 class _Psycopg:
@@ -270,19 +271,18 @@ class _Psycopg:
         pool: Mapping[str, str],
         settings: Mapping[str, str],
     ) -> str:
-        top = [*_dictionary("CONNECTION", connection), ""]
-        if pool:
-            top += [*_dictionary("POOL", pool), ""]
-        if settings:
-            top += [*_dictionary("SETTINGS", settings), "", *self.prepare(), ""]
+        top = [_dictionary("CONNECTION", connection)]
         if writer.needs_file:
             # Every scalar as the string that was written: a password may look like a number.
-            top = [
-                f'with open({writer.path!r}, encoding="utf-8") as file:',
+            reading = [
+                f'with open({_literal(writer.path)}, encoding="utf-8") as file:',
                 "    config = yaml.load(file, yaml.BaseLoader)",
-                "",
-                *top,
             ]
+            top.insert(0, reading)
+        if pool:
+            top.append(_dictionary("POOL", pool))
+        if settings:
+            top += [_dictionary("SETTINGS", settings), self.prepare()]
         return _script(self.type, self.imports(writer), top, self.body(pool, settings))
 
     def imports(self, writer: _Writer) -> list[list[str]]:

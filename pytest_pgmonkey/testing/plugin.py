@@ -11,7 +11,7 @@ import re
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
@@ -42,6 +42,7 @@ _OPTIONS: Final = pytest.StashKey[Options]()
 _INTERCEPTION: Final = pytest.StashKey[Interception]()
 _KIT: Final = pytest.StashKey["Kit"]()
 _RUN: Final = pytest.StashKey[dict[str, Any]]()
+_WISH: Final = pytest.StashKey["_Wish"]()
 _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _TEST_FIXTURE: Final = "_pgmonkey_test"
@@ -172,7 +173,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if uses_kit(item):
             used = True
             _prepare_item(item)
-            interception.clones_wanted |= _isolation(item) == "clone"
+            interception.clones_wanted |= item.stash[_WISH].isolation == "clone"
     interception.phase = Phase.OUTSIDE
     options = config.stash[_OPTIONS]
     if options.intercept == "auto" and not used and not options.given:
@@ -180,6 +181,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _prepare_item(item: pytest.Item) -> None:
+    item.stash[_WISH] = _wish(item)
     backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("anyio_backend", ""))
     if "trio" in backend:
         item.add_marker(
@@ -350,14 +352,31 @@ def settle(kit: Kit) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    interception = item.config.stash[_INTERCEPTION]
+    # Decided at collection: this is paid for by every test.
+    config = item.config
+    wish = item.stash.get(_WISH, None)
+    if wish is None:
+        config.stash[_INTERCEPTION].isolation = config.stash[_OPTIONS].isolation
+        return
+    if wish.problem:
+        pytest.fail(wish.problem, pytrace=False)
+    config.stash[_INTERCEPTION].isolation = wish.isolation
+
+
+class _Wish(NamedTuple):
+    """What a test asks of the kit."""
+
+    isolation: str
+    problem: str
+
+
+def _wish(item: pytest.Item) -> _Wish:
     marker = item.get_closest_marker(_MARKER)
     problem = _marker_problem(marker) if marker is not None else ""
     if problem:
-        pytest.fail(f"@pytest.mark.pgmonkey: {problem}", pytrace=False)
-    interception.isolation = _isolation(item)
-    if interception.isolation == "clone":
-        _refuse_shared_data(item)
+        return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
+    isolation = _isolation(item)
+    return _Wish(isolation, _shared_data_problem(item) if isolation == "clone" else "")
 
 
 def _isolation(item: pytest.Item) -> str:
@@ -366,14 +385,14 @@ def _isolation(item: pytest.Item) -> str:
     return str(marker.kwargs.get("isolation", default)) if marker is not None else default
 
 
-def _refuse_shared_data(item: pytest.Item) -> None:
+def _shared_data_problem(item: pytest.Item) -> str:
     for name in getattr(item, "fixturenames", ()):
         if name in _SHARED:
-            pytest.fail(
+            return (
                 f"{name} shares uncommitted data, which a clone does not have: use it with "
-                "isolation='rollback', or make the data in the test",
-                pytrace=False,
+                "isolation='rollback', or make the data in the test"
             )
+    return ""
 
 
 def _marker_problem(marker: pytest.Mark) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import TracebackType
 
     from ..handles import AsyncHandle, Handle
@@ -55,7 +55,35 @@ _CURSOR: Final = frozenset(
 _COPY: Final = frozenset({"read", "read_row", "rows", "set_types", "write", "write_row"})
 _METHODS: Final = _HANDLE | _CONNECTION | _CURSOR | _COPY
 _ATTRIBUTES: Final = frozenset(
-    ["adapters", "arraysize", "autocommit", "broken", "closed", "config", "connection_type", "deferrable", "description", "format", "info", "isolation_level", "itersize", "name", "pgresult", "pool", "prepare_threshold", "prepared_max", "read_only", "row_factory", "rowcount", "rownumber", "savepoint_name", "scrollable", "spec", "statusmessage", "withhold"]
+    [
+        "adapters",
+        "arraysize",
+        "autocommit",
+        "broken",
+        "closed",
+        "config",
+        "connection_type",
+        "deferrable",
+        "description",
+        "format",
+        "info",
+        "isolation_level",
+        "itersize",
+        "name",
+        "pgresult",
+        "pool",
+        "prepare_threshold",
+        "prepared_max",
+        "read_only",
+        "row_factory",
+        "rowcount",
+        "rownumber",
+        "savepoint_name",
+        "scrollable",
+        "spec",
+        "statusmessage",
+        "withhold",
+    ]
 )
 
 
@@ -153,11 +181,9 @@ class BlockingHandle(_View):
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._viewed.__aiter__()
-        while True:
-            try:
-                yield self._wrap(iterator.__anext__())
-            except StopAsyncIteration:
-                return
+        end = object()
+        while (item := self._run(anext(iterator, end))) is not end:
+            yield self._wrap(item)
 
 
 class AwaitableHandle(_View):
@@ -212,7 +238,7 @@ class _Result:
             self._value = self._wrap(self._method(*self._args, **self._kwargs))
         return self._value
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Generator[Any, None, Any]:
         yield from ()
         return self._call()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from psycopg import errors, sql
+from psycopg import Error, errors, sql
 from psycopg.pq import ExecStatus
 from psycopg.waiting import Wait
 
 from ..common import CommandError, say
-from ..failures import failures
+from ..failures import failures, hider
 from ..session import session
 from . import settings
 from .encodings import UTF8
@@ -20,7 +21,7 @@ from .tables import find_table, parse_name
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from psycopg import Connection
     from psycopg.pq.abc import PGconn
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             _unambiguous(conn, args)
             what = _query(args) if name is None else _columns(conn, args, name)
             statement = _statement(what, dialect, encoding.sent_as, args.header is not False)
-            with open_target(path, encoding) as target:
+            with _naming(args), open_target(path, encoding) as target:
                 rows = _copy(conn, statement, target, path)
     message = f"exported {rows} {'row' if rows == 1 else 'rows'} to "
     if path == "-":
@@ -58,6 +59,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{message}{path}\n")
     return 0
+
+
+@contextmanager
+def _naming(args: argparse.Namespace) -> Iterator[None]:
+    """Say of what the server complains: not of the configuration."""
+    try:
+        yield
+    except Error as error:
+        what = args.table or "--query"
+        message = f"{what}: {error.diag.message_primary or error}"
+        raise CommandError(message, error, hider(args)) from None
 
 
 def _unambiguous(conn: Connection[Any], args: argparse.Namespace) -> None:

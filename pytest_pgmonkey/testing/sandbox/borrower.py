@@ -25,7 +25,7 @@ from .internals import (
     holds,
     read_operation,
 )
-from .lexer import DECLARATION, Statement, Verb, statements
+from .lexer import DECLARATIONS, Statement, Verb, statements
 from .modes import Modes, transaction_modes
 from .script import RefusedError, Script, discard_all, no_block
 from .sessions import Session, assignment, change_hands, config_calls, read
@@ -254,7 +254,7 @@ class Borrower:
             self._note(parts[0])
             return gen
         if kind is DECLARE:
-            kind, parts = STATEMENT, DECLARATION
+            kind, parts = STATEMENT, DECLARATIONS[holds(obj)]
         return self._steps(conn, kind, parts, obj, gen)
 
     def _steps(
@@ -432,8 +432,7 @@ class Borrower:
         if self.open or not conn.autocommit or len(parts) != 1:
             return
         (part,) = parts
-        declares = part.verb is Verb.DECLARE and part is not DECLARATION[0] and not part.holds
-        if part.verb is Verb.SAVEPOINT or declares:
+        if part.verb is Verb.SAVEPOINT or (part.verb is Verb.DECLARE and not part.holds):
             raise no_block(part)
 
     def begin(self, command: bytes) -> Steps:

@@ -144,7 +144,9 @@ class _Draft:
         self.words.append("")
 
     def _add_word(self, word: str) -> None:
-        if (word == "ATOMIC" and self.words[-1:] == ["BEGIN"] and self.words[0] == "CREATE") or (self.atomic and word == "CASE"):
+        if (word == "ATOMIC" and self.words[-1:] == ["BEGIN"] and self.words[0] == "CREATE") or (
+            self.atomic and word == "CASE"
+        ):
             self.atomic += 1
         elif self.atomic and word == "END":
             self.atomic -= 1
@@ -190,7 +192,90 @@ _SIMPLE_VERBS: Final = {
 }
 # Not functions although a parenthesis follows, and functions that surely write nothing.
 _HARMLESS_CALLS: Final = frozenset(
-    ["AND", "OR", "NOT", "IN", "AS", "ON", "ANY", "ALL", "SOME", "EXISTS", "SELECT", "FROM", "WHERE", "VALUES", "WITH", "USING", "BY", "OVER", "FILTER", "CASE", "WHEN", "THEN", "ELSE", "UNION", "EXCEPT", "INTERSECT", "LATERAL", "ARRAY", "ROW", "INTERVAL", "HAVING", "LIMIT", "OFFSET", "BETWEEN", "LIKE", "ILIKE", "GROUP", "WITHIN", "MATERIALIZED", "RECURSIVE", "JOIN", "DISTINCT", "NUMERIC", "VARCHAR", "CHAR", "COUNT", "SUM", "MIN", "MAX", "AVG", "COALESCE", "NULLIF", "GREATEST", "LEAST", "LOWER", "UPPER", "LENGTH", "TRIM", "SUBSTRING", "ROUND", "ABS", "NOW", "CURRENT_SETTING", "TO_CHAR", "DATE_TRUNC", "EXTRACT", "GENERATE_SERIES", "UNNEST", "ARRAY_AGG", "JSON_AGG", "JSONB_AGG", "JSONB_BUILD_OBJECT", "JSON_BUILD_OBJECT", "STRING_AGG", "ROW_NUMBER", "RANK", "CAST", "CONCAT", "PG_BACKEND_PID", "VERSION", "CURRENT_DATABASE", "TO_REGCLASS"]
+    [
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "AS",
+        "ON",
+        "ANY",
+        "ALL",
+        "SOME",
+        "EXISTS",
+        "SELECT",
+        "FROM",
+        "WHERE",
+        "VALUES",
+        "WITH",
+        "USING",
+        "BY",
+        "OVER",
+        "FILTER",
+        "CASE",
+        "WHEN",
+        "THEN",
+        "ELSE",
+        "UNION",
+        "EXCEPT",
+        "INTERSECT",
+        "LATERAL",
+        "ARRAY",
+        "ROW",
+        "INTERVAL",
+        "HAVING",
+        "LIMIT",
+        "OFFSET",
+        "BETWEEN",
+        "LIKE",
+        "ILIKE",
+        "GROUP",
+        "WITHIN",
+        "MATERIALIZED",
+        "RECURSIVE",
+        "JOIN",
+        "DISTINCT",
+        "NUMERIC",
+        "VARCHAR",
+        "CHAR",
+        "COUNT",
+        "SUM",
+        "MIN",
+        "MAX",
+        "AVG",
+        "COALESCE",
+        "NULLIF",
+        "GREATEST",
+        "LEAST",
+        "LOWER",
+        "UPPER",
+        "LENGTH",
+        "TRIM",
+        "SUBSTRING",
+        "ROUND",
+        "ABS",
+        "NOW",
+        "CURRENT_SETTING",
+        "TO_CHAR",
+        "DATE_TRUNC",
+        "EXTRACT",
+        "GENERATE_SERIES",
+        "UNNEST",
+        "ARRAY_AGG",
+        "JSON_AGG",
+        "JSONB_AGG",
+        "JSONB_BUILD_OBJECT",
+        "JSON_BUILD_OBJECT",
+        "STRING_AGG",
+        "ROW_NUMBER",
+        "RANK",
+        "CAST",
+        "CONCAT",
+        "PG_BACKEND_PID",
+        "VERSION",
+        "CURRENT_DATABASE",
+        "TO_REGCLASS",
+    ]
 )
 
 
@@ -292,5 +377,8 @@ def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
     return None
 
 
-#: What psycopg makes of the query of a named cursor.
-DECLARATION: Final = (Statement(Verb.DECLARE, ("DECLARE",), "DECLARE"),)
+#: What psycopg makes of the query of a named cursor, without hold and with it.
+DECLARATIONS: Final = {
+    False: (Statement(Verb.DECLARE, ("DECLARE",), "DECLARE"),),
+    True: (Statement(Verb.DECLARE, ("DECLARE", "HOLD"), "DECLARE"),),
+}

@@ -1,0 +1,62 @@
+"""What a server may leave behind, for tests that look for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NEEDS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/cwd").exists(), reason="looks for remains in /proc, which Linux has"
+)
+NEEDS_ROOT = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="is about tests that run as root"
+)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> bool:
+    """Wait for something that no event announces; tell whether it came."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def processes_of(directory: Path) -> set[int]:
+    """The processes, zombies left out, that are in a server's directory or name it."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            try:
+                inside = (entry / "cwd").readlink().is_relative_to(directory)
+                named = os.fsencode(directory) in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if inside or named:
+                found.add(int(entry.name))
+    return found
+
+
+def segments_of(creators: set[int]) -> list[str]:
+    """The System V shared memory segments that these processes have made."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()
+    column = lines[0].split().index("cpid")
+    return [line for line in lines[1:] if int(line.split()[column]) in creators]
+
+
+def is_gone(directory: Path, processes: set[int]) -> bool:
+    """Nothing is left of a server: no directory, no process, no shared memory."""
+    return not (directory.exists() or processes_of(directory) or segments_of(processes))
+
+
+def command_line(pid: int) -> bytes:
+    """The arguments of a process; a zombie has none."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
