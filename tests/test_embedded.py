@@ -11,9 +11,8 @@ import sys
 import tarfile
 import tempfile
 import textwrap
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest

@@ -1,7 +1,7 @@
 """The `pgmonkey` command: results on stdout, messages on stderr; exit 0, 1 failed, 2 wrong usage.
 
-A module of this package holds one group of commands; nothing heavy is imported before a command
-runs, so that `pgmonkey --help` answers at once.
+A module of this package holds one command or group of commands; it is imported when its name is
+typed, and nothing heavy before it runs, so that `pgmonkey --help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import sys
 import warnings
 
 from .. import __version__
-from . import pgconfig, pgexport, pgimport, pgserverconfig
-from .common import CommandError, HelpFormatter, say
+from .common import CommandError, HelpFormatter, add_command, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,13 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Each has `register(commands)`, which adds its commands to the parser.
-GROUPS = (pgconfig, pgserverconfig, pgimport, pgexport)
+#: Modules of the same names have `register(parser)`, which adds what stands behind the name.
+COMMANDS = {
+    "pgconfig": "write and test configuration files",
+    "pgserverconfig": "recommend the server's settings for a configuration",
+    "pgimport": "read a CSV file into a table",
+    "pgexport": "write a table, view or query as CSV",
+}
+
+#: Set by the shell's side of argcomplete.
+_COMPLETING = "_ARGCOMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit status."""
-    parser = _parser()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(argv)
     _complete(parser)
     try:
         args = parser.parse_args(argv)
@@ -48,7 +56,8 @@ def _status(stop: SystemExit) -> int:
     return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Make the parser; only the command that is typed has its options."""
     parser = argparse.ArgumentParser(
         prog="pgmonkey",
         description="PostgreSQL connections from one YAML file.",
@@ -60,14 +69,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for group in GROUPS:
-        group.register(commands)
+    # The options before a command take no values.
+    typed = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = add_command(commands, name, summary)
+        if name == typed or _COMPLETING in os.environ:
+            _register(name, command)
     return parser
+
+
+def _register(name: str, parser: argparse.ArgumentParser) -> None:
+    from importlib import import_module
+
+    import_module(f".{name}", __name__).register(parser)
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell that asks for completions, where argcomplete is installed."""
-    if "_ARGCOMPLETE" not in os.environ:
+    if _COMPLETING not in os.environ:
         return
     try:
         import argcomplete  # type: ignore[import-not-found,unused-ignore]

@@ -6,7 +6,6 @@ do: the script reads them from where the configuration has them.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
@@ -142,6 +141,8 @@ def _query(type_: ConnectionType, block: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
+    import json
+
     # JSON's strings are Python's, in the quotes that formatters want.
     return json.dumps(text, ensure_ascii=False)
 

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `pgconfig` and its commands."""
-    group = add_command(commands, "pgconfig", "write and test configuration files")
+def register(group: argparse.ArgumentParser) -> None:
+    """Add the commands of `pgconfig`."""
     actions = group.add_subparsers(title="commands", metavar="COMMAND")
 
     create = add_command(

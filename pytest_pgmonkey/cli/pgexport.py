@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import add_command, add_config_options, add_strict_option
+from .common import add_config_options, add_strict_option
 from .copying.settings import add_csv_options
 
 TYPE_CHECKING = False
@@ -16,13 +16,11 @@ _EXAMPLE = """\
   pgmonkey pgexport --query 'SELECT id, name FROM people' --connconfig c.yaml > names.csv"""
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `pgexport`."""
-    parser = add_command(commands, "pgexport", "write a table, view or query as CSV", _EXAMPLE)
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pgexport`."""
+    parser.epilog = f"example:\n{_EXAMPLE}"
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--table", metavar="[S.]T", help="the table or view, with its schema or without"
-    )
+    source.add_argument("--table", metavar="TABLE", help="a table or view, or schema.table")
     source.add_argument("--query", metavar="SQL", help="a query; it may only read")
     parser.add_argument(
         "--export_file",

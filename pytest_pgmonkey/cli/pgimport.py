@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .common import add_command, add_config_options, add_strict_option
+from .common import add_config_options, add_strict_option
 from .copying.settings import add_csv_options
 
 __all__ = ["register"]
@@ -15,12 +15,10 @@ _EXAMPLE = """\
       --no-header --delimiter tab"""
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `pgimport`."""
-    parser = add_command(commands, "pgimport", "read a CSV file into a table", _EXAMPLE)
-    parser.add_argument(
-        "--table", required=True, metavar="[S.]T", help="the table, with its schema or without"
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pgimport`."""
+    parser.epilog = f"example:\n{_EXAMPLE}"
+    parser.add_argument("--table", required=True, metavar="TABLE", help="its name, or schema.table")
     parser.add_argument(
         "--import_file",
         "--import-file",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import CommandError, add_command, add_config_options, config_arguments, say
+from .common import CommandError, add_config_options, config_arguments, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,11 +23,9 @@ _EXAMPLE = """\
   pgmonkey pgserverconfig --connconfig pgmonkey_config.yaml --audit --strict"""
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `pgserverconfig`."""
-    parser = add_command(
-        commands, "pgserverconfig", "recommend the server's settings for a configuration", _EXAMPLE
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pgserverconfig`."""
+    parser.epilog = f"example:\n{_EXAMPLE}"
     add_config_options(parser)
     parser.add_argument(
         "--processes",

@@ -83,6 +83,7 @@ class Clones:
         self._work: queue.Queue[tuple[str, str] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._clean: list[str] = []
+        self._watch: psycopg.Connection[Any] | None = None
         self._jobs_ordered = self._jobs_done = 0
         self._lock = threading.Lock()
 
@@ -99,10 +100,16 @@ class Clones:
             raise made
         return made
 
-    @property
-    def jobs(self) -> tuple[int, int]:
-        """How many jobs of the thread were ordered, and how many are done."""
-        return self._jobs_ordered, self._jobs_done
+    def mark(self) -> object:
+        """Give what is equal to a later one only if nothing on the server was written between."""
+        ordered, done = self._jobs_ordered, self._jobs_done
+        if ordered != done:
+            return object()  # our own jobs write, too
+        if self._watch is None or self._watch.closed:
+            conninfo = self._server.admin_conninfo()
+            self._watch = psycopg.connect(**conninfo, autocommit=True)
+        row = self._watch.execute(_NEXT_XID).fetchone()
+        return row, ordered
 
     def _order(self, ready: int) -> None:
         """See to it that so many clones are made, or being made."""
@@ -190,6 +197,9 @@ class Clones:
             self._work.put(None)
             self._thread.join()
             self._thread = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
 
 class _Lent:
@@ -246,7 +256,7 @@ class CloneWorld:
         self._twins: dict[Any, Any] = {}
         self._lent: dict[Any, Any] = {}
         self._connection: psycopg.Connection[Any] | None = None
-        self._before = self._mark()
+        self._before = clones.mark()
 
     def source(self, handle: Handle) -> Any:
         """Give what a sync handle borrows from; `None` to a handle of our own."""
@@ -268,7 +278,16 @@ class CloneWorld:
 
     def _spec(self, spec: ConnectionSpec) -> ConnectionSpec:
         rest = {name: value for name, value in spec.conninfo if name not in _WHERE}
-        return replace(spec, conninfo=tuple(sorted({**rest, **self.conninfo}.items())))
+        pool = dict(spec.pool)
+        if spec.type.is_pool:
+            # A connection costs more than a test: none is opened that nobody borrows.
+            pool.setdefault("max_size", max(pool.get("min_size", 4), 1))
+            pool["min_size"] = min(pool.get("min_size", 4), 1)
+        return replace(
+            spec,
+            conninfo=tuple(sorted({**rest, **self.conninfo}.items())),
+            pool=tuple(sorted(pool.items())),
+        )
 
     def _own_connection(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
@@ -277,16 +296,6 @@ class CloneWorld:
                 autocommit=True,
             )
         return self._connection
-
-    def _mark(self) -> tuple[str, tuple[int, int]]:
-        """Give what changes with every write on the server, and with our own jobs there."""
-        jobs = self._clones.jobs
-        row = self._own_connection().execute(_NEXT_XID).fetchone()
-        return (str(row[0]) if row else ""), jobs
-
-    def _is_clean(self) -> bool:
-        (_, (ordered, done)), now = self._before, self._mark()
-        return ordered == done and now == self._before
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit."""
@@ -298,7 +307,7 @@ class CloneWorld:
             twin._end_all()
         clean = False
         try:
-            clean = self._is_clean()
+            clean = self._clones.mark() == self._before
             if self._connection is not None:
                 self._connection.close()
         except psycopg.Error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Cluster", "discard", "find", "keep", "key_of"]
+__all__ = ["Cluster", "can_keep", "discard", "find", "keep", "key_of"]
 
 FORMAT: Final = 1
 KEPT: Final = 6
@@ -48,6 +48,11 @@ def key_of(facts: Iterable[object]) -> str:
     """Give the name under which a data directory is kept that comes of these facts."""
     text = json.dumps([FORMAT, *facts])
     return f"cluster-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def can_keep() -> bool:
+    """Tell whether there is a place to keep anything."""
+    return private_cache(_DIRECTORY) is not None
 
 
 def find(key: str) -> Cluster | None:

@@ -43,6 +43,7 @@ OWNER: Final = "pytest-pgmonkey.owner"
 START_LIMIT: Final = 60.0
 REACH_LIMIT: Final = 10.0
 JOIN_LIMIT: Final = 600.0
+JOIN_POLL: Final = 0.1
 CONNECT_LIMIT: Final = 2
 POLL: Final = 0.02
 LOG_POLL: Final = 1.0
@@ -179,7 +180,7 @@ class ContainerServer(OwnServer):
                         f"The container {self.name} of this run cannot be had: no worker has"
                         f" prepared its server within {JOIN_LIMIT:.0f} s."
                     )
-                time.sleep(POLL)
+                time.sleep(JOIN_POLL)
         self._client.client.close()
         self._alone = False
         return bool(found)
@@ -202,13 +203,12 @@ class ContainerServer(OwnServer):
         self._address = address
         try:
             with self._connect() as conn:
-                return bool(
-                    conn.execute(
-                        "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s"
-                        " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s",
-                        [ROLE, _PUBLISHED],
-                    ).fetchone()
-                )
+                found = conn.execute(
+                    "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s"
+                    " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s",
+                    [ROLE, _PUBLISHED],
+                ).fetchone()
+            return found is not None
         except psycopg.OperationalError:
             return False
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import clusters
 from .binaries import extension_versions
-from .guarded import GuardedProcess
+from .guarded import GuardedProcess, read_log
 from .owned import ADMIN, ROLE, OwnServer
 from .reach import make_reachable, may_enter, unprivileged_uid
 from .servers import ServerStartError
@@ -109,6 +109,10 @@ class EmbeddedServer(OwnServer):
     def major(self) -> int:
         return self.binaries.major
 
+    def log(self) -> str:
+        """Give the last lines that the server wrote."""
+        return read_log(self.guarded.home)
+
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
@@ -184,7 +188,7 @@ class EmbeddedServer(OwnServer):
 
     def _keep_template(self, recipe: Recipe) -> None:
         """Keep the data directory, for which the server has to be down for a moment."""
-        if key := self._key(recipe):
+        if (key := self._key(recipe)) and clusters.can_keep():
             self.guarded.halt("SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
                 clusters.keep(key, self.guarded.data)

@@ -62,4 +62,5 @@ class PGMonkey:
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""
+        __tracebackhide__ = True
         return self._kit.execute(query, params)

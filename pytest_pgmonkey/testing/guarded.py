@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["GuardedProcess", "TakenError"]
+__all__ = ["GuardedProcess", "TakenError", "read_log"]
 
 LOG_LINES = 15
 
@@ -73,11 +73,7 @@ class GuardedProcess:
 
     def log(self) -> str:
         """Give the last lines that the programs wrote."""
-        try:
-            text = (self.home / guardian.LOG).read_text("utf-8", errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-LOG_LINES:])
+        return read_log(self.home)
 
     def end(self) -> None:
         """Stop everything and remove the directories; only in the process that made them."""
@@ -127,6 +123,15 @@ class GuardedProcess:
             kind = TakenError if answer.get("taken") else ServerStartError
             raise kind(f"The embedded server cannot run: {answer['error']}.", log=self.log())
         return answer["result"]
+
+
+def read_log(home: Path) -> str:
+    """Give the last lines of the log in a server's home."""
+    try:
+        text = (home / guardian.LOG).read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-LOG_LINES:])
 
 
 def server_environment() -> dict[str, str]:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["Database", "Kit", "KitError"]
 
 
+_PATIENCE: Final = 10.0
+
+
 class KitError(PGMonkeyError):
     """The kit cannot give a test what it asks for; the message says what to do."""
 
@@ -163,6 +166,7 @@ class Kit:
         self._recipe: Recipe | None = None
         self._specs: dict[str, ConnectionSpec] = {}
         self._unblocked = False
+        self._lost = ""
         self._clones: Clones | None = None
         self._world: CloneWorld | None = None
         self._shared: list[Scope] = []
@@ -288,7 +292,7 @@ class Kit:
     @property
     def simple(self) -> bool:
         """Whether a test can begin without anything that may fail."""
-        return not self._shared and self.interception.isolation == "rollback"
+        return not (self._shared or self._lost) and self.interception.isolation == "rollback"
 
     @contextmanager
     def share(self) -> Iterator[SandboxConnection]:
@@ -321,6 +325,7 @@ class Kit:
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit in the running test's database."""
+        __tracebackhide__ = True
         if self._world is not None:
             return self._world.execute(query, params)
         conn: Any = self.sandbox.lend(SandboxConnection, autocommit=True)
@@ -352,6 +357,9 @@ class Kit:
         self.interception.phase = Phase.TEST
 
     def _begin_special(self) -> None:
+        if self._lost:
+            told, self._lost = self._lost, self._lost.partition("\n")[0]
+            raise KitError(told)
         if self.interception.isolation == "clone":
             self._world = CloneWorld(self.clones, self.server)
             self.interception.sandbox = self._world
@@ -381,7 +389,17 @@ class Kit:
         failures = sandbox.reset()
         if sandbox.spoiled:
             self._rebuild(failures)
+        elif not sandbox.is_open:
+            self._reopen()
         return failures, refusals
+
+    def _reopen(self) -> None:
+        """Connect anew, or remember why no further test can: one line for each is enough."""
+        try:
+            self.sandbox.connect(_PATIENCE)
+        except psycopg.OperationalError as error:
+            log = self.server.log() if self.options.config is None else ""  # type: ignore[attr-defined]
+            self._lost = "\n".join(filter(None, [f"the server has ended: {error}", log]))
 
     def _rebuild(self, failures: list[str]) -> None:
         """Make the database anew after something was committed in it."""

@@ -19,6 +19,13 @@ __all__ = ["ADMIN", "ROLE", "OwnServer"]
 
 ADMIN = "postgres"
 ROLE = "pgmonkey"
+# What ALTER DATABASE … SET has set is not in the files that CREATE DATABASE copies.
+COPY_SETTINGS = """\
+INSERT INTO pg_catalog.pg_db_role_setting
+SELECT copy.oid, setrole, setconfig
+FROM pg_catalog.pg_db_role_setting, pg_catalog.pg_database AS copy, pg_catalog.pg_database AS model
+WHERE copy.datname = %s AND model.datname = %s AND setdatabase = model.oid
+"""
 
 
 class OwnServer(ABC):
@@ -66,7 +73,10 @@ class OwnServer(ABC):
         )
         if self.major >= 15:
             statement += sql.SQL(" STRATEGY FILE_COPY")  # quicker than WAL_LOG without fsync
-        self._execute(statement)
+        with self._admin() as conn:
+            conn.execute(statement)
+            if template is not None:
+                conn.execute(COPY_SETTINGS, [name, template])
 
     def drop_database(self, name: str) -> None:
         """Drop a database with the sessions that are still in it; a missing one is fine."""
@@ -91,6 +101,10 @@ class OwnServer(ABC):
         if found is None and self._alone:
             self._keep_template(recipe)
         return recipe.name
+
+    def log(self) -> str:
+        """Give the last lines that the server wrote, where they can be had."""
+        return ""
 
     def publish(self) -> None:
         """Let others use the server from now on, who expect it not to be stopped and started."""

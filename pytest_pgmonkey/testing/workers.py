@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import guardian
 from .embedded import ON_WINDOWS, EmbeddedServer, homes
-from .guarded import TakenError
+from .guarded import TakenError, read_log
 from .servers import ServerStartError
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ class RunServer(EmbeddedServer):
 class JoinedServer(EmbeddedServer):
     """The server of a run, in the other workers."""
 
-    def __init__(self, binaries: Binaries, worker: Worker, facts: dict[str, str]) -> None:
+    def __init__(
+        self, binaries: Binaries, worker: Worker, home: Path, facts: dict[str, str]
+    ) -> None:
         self._worker = worker
+        self._home = home
         self.binaries = replace(binaries, known_version=facts["version"])
         self.socket_directory = Path(facts["socket_directory"])
         self.port = "5432"
@@ -88,6 +91,9 @@ class JoinedServer(EmbeddedServer):
 
     def scratch_name(self, name: str) -> str:
         return f"{name}_{self._worker.name}"
+
+    def log(self) -> str:
+        return read_log(self._home)
 
     def stop(self) -> None:
         """Leave it to the other workers."""
@@ -109,7 +115,7 @@ def start_or_join(binaries: Binaries, worker: Worker, recipe: Recipe | None) -> 
                 server.bring_up(recipe)
                 return server
         elif facts := _await_facts(home):
-            return JoinedServer(binaries, worker, facts)
+            return JoinedServer(binaries, worker, home, facts)
 
 
 def _is_home(directory: Path) -> bool:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-CONFTEST = '''
+CONFTEST = """
 import json, os, time
 import psycopg, pytest, pytest_asyncio
 
@@ -53,8 +53,8 @@ async def session_async_connection(pgmonkey_database):
 async def by_hand_async(session_async_connection):
     yield session_async_connection
     await session_async_connection.rollback()
-'''
-TESTS = '''
+"""
+TESTS = """
 import pytest
 
 ROUNDS = {rounds}
@@ -97,7 +97,7 @@ async def test_async_pool(n, pgmonkey_async_pool):
     async with pgmonkey_async_pool as conn: await _async(conn)
 
 KINDS = ["empty", "hand", "normal", "pool", "empty_async", "hand_async", "async", "async_pool"]
-'''
+"""
 ORDER = """
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("n", range({rounds}))
@@ -136,7 +136,11 @@ def main() -> None:
         environment = {**os.environ, "BENCH_OUT": str(out)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["--pgmonkey-schema=schema.sql", "-o", "asyncio_default_fixture_loop_scope=function"]
+        command += [
+            "--pgmonkey-schema=schema.sql",
+            "-o",
+            "asyncio_default_fixture_loop_scope=function",
+        ]
         subprocess.run(
             command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL
         )

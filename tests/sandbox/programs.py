@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
 from hypothesis import strategies as st
 from production.four import call, execute
 
@@ -199,6 +200,9 @@ class Run:
                 await getattr(self, step.name)(held, *step.args)
         except SandboxError:
             self.refused_at = self.steps
+            raise Refused from None
+        except psycopg.errors.LockNotAvailable:
+            # A program that would hang: one borrower waits for another in the same thread.
             raise Refused from None
         except Exception as error:
             self.world.swallow(error)

@@ -233,7 +233,7 @@ def test_task_of_a_stopped_loop(own: Twins) -> None:
     async def begin() -> asyncio.Task[None]:
         task = asyncio.create_task(work())
         pid = own.sandbox.backend.backend_pid
-        while "pg_sleep" not in running(own, pid):
+        while not task.done() and "pg_sleep" not in running(own, pid):
             await asyncio.sleep(0.002)
         return task
 
@@ -263,7 +263,7 @@ def test_task_between_statements(own: Twins) -> None:
 
     async def begin() -> asyncio.Task[None]:
         task = asyncio.create_task(work())
-        while not own.sandbox.backend.level.name == "DIRECT":
+        while not task.done() and own.sandbox.backend.level.name != "DIRECT":
             await asyncio.sleep(0.002)
         await asyncio.sleep(0.01)
         return task

@@ -175,6 +175,7 @@ class Twins:
         }
         for admin in self.admins.values():
             admin.execute(SCHEMA)
+        self.admins[True].execute(f"ALTER DATABASE {real_name} SET lock_timeout = '200ms'")
         self.loop = asyncio.new_event_loop()
 
     def close(self) -> None:

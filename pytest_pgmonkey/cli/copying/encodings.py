@@ -39,6 +39,7 @@ class Encoding:
 
 UTF8 = Encoding("utf-8", "utf-8", "UTF8")
 
+# Python's names are those that `codecs.lookup` gives: to look them all up would import them all.
 _SERVER = {
     "UTF8": "utf-8",
     "EUC_CN": "gb2312",
@@ -104,7 +105,7 @@ def _key(name: str) -> str:
 
 
 _BY_KEY = {_key(name): codec for name, codec in {**_SERVER, **_RECODED}.items()}
-_BY_CODEC = {codecs.lookup(codec).name: name for name, codec in _SERVER.items()}
+_BY_CODEC = {codec: name for name, codec in _SERVER.items()}
 
 
 def find_encoding(name: str) -> Encoding:

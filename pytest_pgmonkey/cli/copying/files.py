@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import os
 import stat
 import sys
-import tempfile
 import zlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "Target", "open_target"]
 
 BLOCK = 1 << 17
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 # --- reading ---
@@ -39,8 +38,11 @@ class Source:
     @property
     def total(self) -> int | None:
         """The bytes of the file, where it has an end that is known."""
-        status = os.fstat(self._raw.fileno()) if self._raw is not None else None
-        return status.st_size if status and stat.S_ISREG(status.st_mode) else None
+        try:
+            status = os.fstat(self._raw.fileno())
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     @property
     def done(self) -> int:
@@ -78,7 +80,9 @@ class Source:
         with self._telling():
             self._raw = open(self.path, "rb", buffering=0)  # noqa: PTH123,SIM115
         if self.path.lower().endswith(".gz"):
-            return gzip.GzipFile(fileobj=self._raw, mode="rb")
+            from gzip import GzipFile
+
+            return GzipFile(fileobj=self._raw, mode="rb")
         return self._raw
 
     def _data(self, start: bytes, file: Any) -> Iterator[bytes]:
@@ -122,11 +126,15 @@ class Source:
     def _telling(self) -> Iterator[None]:
         try:
             yield
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise CommandError(f"{self.name}: is damaged: {error}", error) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "bad path"
-            raise CommandError(f"{self.name}: cannot be read: {reason}", error) from None
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            # An OSError of gzip itself has no reason of the system's.
+            if isinstance(error, OSError) and error.strerror:
+                problem = f"cannot be read: {error.strerror}"
+            elif isinstance(error, ValueError):
+                problem = "cannot be read: bad path"
+            else:
+                problem = f"is damaged: {error}"
+            raise CommandError(f"{self.name}: {problem}", error) from None
 
 
 def _unmarked(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -192,8 +200,10 @@ def open_target(path: str, encoding: Encoding) -> Iterator[Target]:
     try:
         with _replacing(path) as raw:
             if path.lower().endswith(".gz"):
+                from gzip import GzipFile
+
                 # No name and no time in it: the same rows give the same file.
-                with gzip.GzipFile("", "wb", 6, raw, 0) as packed:
+                with GzipFile("", "wb", 6, raw, 0) as packed:
                     yield Target(packed, encoding, path)
             else:
                 yield Target(raw, encoding, path)
@@ -211,7 +221,8 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             yield file
         return
     directory, name = os.path.split(target)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=directory)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}.part")  # noqa: PTH118
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
     try:
         with os.fdopen(descriptor, "wb", BLOCK) as file:
             yield file

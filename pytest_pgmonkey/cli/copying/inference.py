@@ -24,6 +24,9 @@ _REAL_DAY = (
 )
 
 
+_NO_MINUS_ZERO = r"VALUE !~ '^-0(\.0*)?([eE].*)?$'"
+
+
 def _form(pattern: str) -> str:
     return f"VALUE ~ '^{pattern}$'"
 
@@ -45,12 +48,13 @@ _CANDIDATES: Sequence[tuple[str, str]] = (
     ("bigint", _if(_form(r"(0|-?[1-9]\d{0,18})"), _within("numeric", 64))),
     (
         "numeric",
-        _form(rf"{_NUMBER}(\.\d+)?") + r" AND VALUE !~ '^-0(\.0*)?$' AND length(VALUE) < 1000",
+        _form(rf"{_NUMBER}(\.\d+)?") + f" AND {_NO_MINUS_ZERO} AND length(VALUE) < 1000",
     ),
     (
         "double precision",
         _form(rf"{_NUMBER}(\.\d+)?([eE][+-]?\d{{1,2}})?")
         # More digits than it can hold are kept as text.
+        + f" AND {_NO_MINUS_ZERO}"
         + r" AND length(translate(split_part(lower(VALUE), 'e', 1), '-.', '')) <= 15",
     ),
     ("date", _if(_form(_DATE), _REAL_DAY)),
@@ -94,5 +98,7 @@ def _types(
 
 def _tests(conn: Connection[Any], column: str) -> sql.SQL:
     value = sql.Identifier(column).as_string(conn)
-    tests = (f"bool_and({condition.replace('VALUE', value)})" for _, condition in _CANDIDATES)
-    return sql.SQL(f"ARRAY[{', '.join(tests)}]".replace("{", "{{").replace("}", "}}"))
+    given = f"FILTER (WHERE {value} IS NOT NULL)"
+    conditions = (condition.replace("VALUE", value) for _, condition in _CANDIDATES)
+    tests = ", ".join(f"bool_and({condition}) {given}" for condition in conditions)
+    return sql.SQL(f"ARRAY[{tests}]")

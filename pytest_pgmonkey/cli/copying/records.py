@@ -165,14 +165,16 @@ def find_record(blocks: Iterable[bytes], quote: bytes, number: int) -> Record | 
     """
     lines, end = _lines(iter(blocks), quote)
     held: list[bytes] = []
-    quoted, file_line = False, 1
-    for count, line in enumerate(lines, 1):
+    quoted, file_line, counted = False, 1, 0
+    for line in lines:
         held.append(line)
         quoted ^= line.count(quote) % 2 == 1
         if quoted:
             continue
         data = b"".join(held)
-        if count >= number:
+        # As long as the server has seen no line end, it takes "\r" for those within quotes.
+        counted += len(held) if counted or end == b"\r" else 1 + data[:-2].count(b"\r")
+        if counted >= number:
             return _record(file_line, data, end, unended=False)
         file_line += newlines(data) if end == b"\n" else newlines(data.lstrip(b"\n"))
         held.clear()

@@ -134,8 +134,10 @@ def _index(error: psycopg.Error, import_: Import, record: Record, column: str | 
 def _undecodable(fields: list[Field], codec: str) -> int | None:
     for index, field in enumerate(fields):
         try:
-            field.value.decode(codec)
-        except UnicodeDecodeError:  # noqa: PERF203
+            text = field.value.decode(codec)
+        except UnicodeDecodeError:
+            return index
+        if "\0" in text:
             return index
     return None
 

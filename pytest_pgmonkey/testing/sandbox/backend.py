@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from .borrower import Borrower
+    from .places import Place
     from .sessions import Session
 
     Steps = Generator[Any, Any, Any]
@@ -82,7 +84,7 @@ class Backend:
         self.backend_pid: Final = self.pgconn.backend_pid
         self.template = Template(self.pgconn)
         set_notice_handler(self.pgconn, self._on_notice)
-        self.pid: Final = os.getpid()
+        self.forked = False
         self.turn = Turn()
         self.lent: dict[Borrower, None] = {}
         self.abandoned: list[Borrower] = []
@@ -99,7 +101,9 @@ class Backend:
         self.advisory = self._advisory_functions()
         self.prepared = False
         self.escaped: EscapeError | None = None
-        self.last_place = self.last_statement = ""
+        self.last_place: Place | None = None
+        self.last_statement = ""
+        _backends.add(self)
         self._awaiting = False
         self._backlog: list[bytes] = []
 
@@ -296,7 +300,7 @@ class Backend:
         if idle and not self._awaiting and self.is_begun and self.escaped is None:
             self.note_escape(self.last_place, self.last_statement)
 
-    def note_escape(self, place: str, statement: str) -> None:
+    def note_escape(self, place: Place | None, statement: str) -> None:
         """Keep the error that names who ended the outer transaction."""
         self.escaped = EscapeError(
             f"the test's transaction was ended from inside, by or after {statement[:200]!r} on "
@@ -346,6 +350,20 @@ class Backend:
     def close(self) -> None:
         """End the session."""
         self.root.close()
+
+
+_backends: weakref.WeakSet[Backend] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for backend in list(_backends):
+        backend.forked = True
+        for borrower in list(backend.lent):
+            borrower.steady = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _mark(depth: int) -> bytes:

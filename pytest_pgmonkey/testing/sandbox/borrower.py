@@ -6,7 +6,6 @@ connection; everything else is decided at once. See docs/isolation.md for the ru
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +23,12 @@ from .internals import (
     has_prepared,
     holds,
     read_operation,
+    register_control,
 )
-from .lexer import DECLARATIONS, Statement, Verb, statements
+from .lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
 from .modes import Modes, transaction_modes
 from .script import RefusedError, Script, discard_all, no_block
-from .sessions import Session, assignment, change_hands, config_calls, read
+from .sessions import Session, assignment, change_hands, config_calls, read, untouched
 from .turns import current_task
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, Any]
 
 _STATUS: Final = pq.TransactionStatus
+_IN_BLOCK: Final = (_STATUS.INTRANS, _STATUS.INERROR)
 _CLONE_ADVICE: Final = (
     "The test's transaction, which is rolled back at its end, is in the way: give this test "
     'real transactions with @pytest.mark.pgmonkey(isolation="clone").'
@@ -92,6 +93,7 @@ class Borrower:
         "returned",
         "session",
         "special",
+        "steady",
         "surely_reads",
         "task",
         "thread",
@@ -113,7 +115,7 @@ class Borrower:
         self.timeout = timeout
         self.turn: Turn = backend.turn
         self.wrapper: weakref.ref[Any] = lambda: None  # type: ignore[assignment]
-        self.session: Session | None = Session(settings) if settings else None
+        self.session: Session | None = untouched(settings)
         self.ended = ""
         self.returned = self.is_scope = self.busy = False
         self.thread = 0
@@ -125,14 +127,14 @@ class Borrower:
         self._forget_transaction()
 
     def _forget_transaction(self) -> None:
-        self.yielding = False
+        self.yielding = self.steady = False
         self._writes = False
         self.surely_reads = True
         self.special = False
         self.modes = b""
         self._guarded = False
         self._uses_cursors = False
-        self._local: dict[str, str | None] = {}
+        self._local: dict[str, str | None] | None = None
 
     # What others ask
 
@@ -214,7 +216,7 @@ class Borrower:
 
     def plan(self, gen: Any) -> tuple[str, Any, Any, Any] | None:
         """Judge an operation before it runs; `None` if it does not touch the backend."""
-        if self.backend.pid != os.getpid():
+        if self.backend.forked:
             gen.close()
             raise SandboxError(
                 "a forked process cannot use the test's connection; let it open its own, "
@@ -226,9 +228,17 @@ class Borrower:
         kind, sql, obj = read_operation(gen)
         if kind is LOCAL:
             return None
-        if getattr(gen, "gi_code", None) in _OWN_OPERATIONS:
-            kind = CONTROL
         return kind, sql, obj, gen
+
+    def passes(self, query: Any) -> bool:
+        """Whether a statement can go as it is, in a transaction that keeps the turn anyway."""
+        if type(query) is not str or (part := plain_statement(query)) is None:
+            return False
+        self.busy = True
+        self.thread = threading.get_ident()
+        self.task = current_task()
+        self.current = part.text
+        return True
 
     def steps(self, conn: Any, planned: tuple[str, Any, Any, Any]) -> Steps:
         """Give the generator to run: psycopg's own, or the same with our commands around it."""
@@ -266,23 +276,41 @@ class Borrower:
         if kind is CLOSE and not self.open and not holds(obj):
             gen.close()
             return None
+        if len(parts) == 1 and parts[0].plain:
+            if not self.open and conn.autocommit:
+                yield from self._begin_unit()
+            self._note(parts[0])
+        elif (instead := self._replacement(conn, parts, obj, gen)) is not None:
+            return (yield from instead)
+        else:
+            yield from self._prepare(conn, kind, parts, gen)
+        return (yield from self._stream_on(gen))
+
+    def _replacement(
+        self, conn: Any, parts: tuple[Statement, ...], obj: Any, gen: Any
+    ) -> Steps | None:
+        """Give what is to run in place of an operation, if anything."""
         if self._is_script(conn, parts):
-            return (yield from Script(self, conn).run(obj, parts, gen))
+            return Script(self, conn).run(obj, parts, gen)
         if self._discards_all(conn, parts):
             gen.close()
-            return (yield from discard_all(self, obj))
+            return discard_all(self, obj)
         if parts and obj.closed:
-            return (yield from gen)  # which raises, in front of any BEGIN
+            return gen  # type: ignore[no-any-return] # which raises, in front of any BEGIN
         self._refuse_outside(conn, parts)
-        if not self.open and (conn.autocommit or kind is not STATEMENT):
-            yield from self._begin_unit()
-        elif not self.open and not all(part.plain for part in parts):
-            # Our own commands come first, and must not be before the transaction.
-            yield from self.begin(conn.begin_command())
+        return None
+
+    def _prepare(self, conn: Any, kind: str, parts: tuple[Statement, ...], gen: Any) -> Steps:
+        """Begin what an operation needs, and run what comes before it."""
+        if not self.open:
+            if conn.autocommit or kind is not STATEMENT:
+                yield from self._begin_unit()
+            else:
+                # Our own commands come first, and must not be before the transaction.
+                yield from self.begin(conn.begin_command())
         params = gen.gi_frame.f_locals.get("params") if parts else None
         for part in parts:
             yield from self.before(part, params)
-        return (yield from self._stream_on(gen))
 
     def _stream_on(self, gen: Any) -> Steps:
         """Run an operation, and what a commit does where it ends an autocommit statement."""
@@ -318,8 +346,7 @@ class Borrower:
             yield from backend.collect()
         if backend.settings_of is not self.session:
             between = not self.open or self._suspended
-            standing = backend.level is Level.STANDING and between
-            yield from change_hands(backend, self.session, standing=standing)
+            yield from change_hands(backend, self.session, between=between)
         if self._suspended:
             self._suspended = False
             if self.open:
@@ -328,7 +355,9 @@ class Borrower:
     def _begin_unit(self) -> Steps:
         """Begin what ends with the statement: the transaction of an autocommit connection."""
         backend = self.backend
-        self._forget_transaction()
+        if self.session is None and backend.level is Level.STANDING:
+            self._unit = True
+            return
         modes = yield from self._default_modes()
         if backend.is_fresh and not modes.read_only:
             yield from backend.begin(b"BEGIN", modes.isolation)
@@ -397,19 +426,23 @@ class Borrower:
         if not names:
             return
         self.pin()
-        if self.session is None:
-            self.session = self.backend.settings_of = Session()
-        self.session.touch(names)
-        for name in names:
+        session = self.session
+        if session is None or not session.names:
+            session = Session(session.given if session is not None else ())
+            self.session = self.backend.settings_of = session
+        session.touch(names)
+        for name in names if self._local else ():
             self._local.pop(name, None)
 
     def _remember_local(self, names: list[str]) -> Steps:
         """Read settings before SET LOCAL changes them: RELEASE does not restore them."""
         self.pin()
+        if self._local is None:
+            self._local = {}
         names = [name for name in names if name not in self._local]
         if names:
             values = yield from read(self.backend, names)
-            self._local.update(zip(names, values))
+            self._local.update(zip(names, values, strict=True))
 
     def _before_set_config(self, part: Statement, params: Any) -> Steps:
         calls = config_calls(part.text, params)
@@ -504,13 +537,38 @@ class Borrower:
         self._post_commit()
         return None
 
+    def commit_at_once(self) -> bool:
+        """Commit where nothing need be asked of the server; gives whether that was so."""
+        backend = self.backend
+        if (
+            not self.steady
+            or backend.deferrable is None
+            or backend.deferrable
+            or self._uses_cursors
+            or self._temporary
+            or backend.pgconn.transaction_status != _STATUS.INTRANS
+        ):
+            return False
+        self._post_commit()
+        self.turn.leave(self)
+        return True
+
+    def rollback_at_once(self) -> bool:
+        """Roll back where the transaction is this borrower's turn; gives whether it was."""
+        if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
+            return False
+        self._post_rollback()
+        self.turn.leave(self)
+        return True
+
     def _check_not_streaming(self) -> None:
         if self._streaming:
             raise psycopg.OperationalError("another command is already in progress")
 
     def _post_commit(self) -> None:
         backend = self.backend
-        restore = [assignment(name, value or "") for name, value in self._local.items()]
+        local = self._local
+        restore = [assignment(name, local[name] or "") for name in local] if local else []
         if backend.level is Level.DIRECT:
             backend.level = Level.BARE
             commands = [_UNGUARD, *restore] if self._guarded else restore
@@ -593,16 +651,17 @@ class Borrower:
     def enter_section(self) -> Steps:
         """Bring the backend to a state in which a pipeline needs none of our answers."""
         if not self.open:
-            self._forget_transaction()
             yield from self.backend.stand()
             self._unit = True
         self.pin()
+        self.steady = False
         self._in_section = True
 
     def begin_section(self, command: bytes) -> Steps:
         """Enter a section of psycopg's own, in which a transaction begins anyway."""
         yield from self.begin(command)
         self.pin()
+        self.steady = False
         self._in_section = True
 
     def _begin_in_section(self, modes: Modes) -> Steps:
@@ -673,7 +732,9 @@ class Borrower:
             self._end_unit(status)
         if not self.open:
             self.turn.leave(self)
-        elif not self._writes and not self.special and status == _STATUS.INTRANS:
+        elif self._writes or self.special or status != _STATUS.INTRANS:
+            self.steady = not behind
+        else:
             self.yielding = True
             self.turn.offer(self)
 
@@ -691,7 +752,7 @@ class Borrower:
         self.backend.level = Level.NONE
         self._close_transaction()
         self._unit = False
-        self.backend.note_escape(self.place, self.current)
+        self.backend.note_escape(self._place, self.current)
 
     def explain(self, error: psycopg.Error) -> None:
         """Add a line of advice where the surrounding transaction is what PostgreSQL objects to."""
@@ -707,16 +768,17 @@ class Borrower:
         backend = self.backend
         backend.lent.pop(self, None)
         if self.current:
-            backend.last_place, backend.last_statement = self.place, self.current
+            backend.last_place, backend.last_statement = self._place, self.current
         if self.open and self.turn.holder is self:
             backend.check_escape()
         self._abort()
-        if self.session is not None:
+        if self.session is not None and self.session.names:
             self.session.ended = True
         backend.prepared |= has_prepared(conn)
         conn.mark_closed()
         self.ended = because
         self.returned = True
+        self.steady = False
         self.turn.leave(self)
 
     def interrupt(self) -> None:
@@ -731,9 +793,14 @@ class Borrower:
         self._close_transaction()
         self.turn.leave(self)
 
+    def end(self, because: str) -> None:
+        """Refuse every further operation."""
+        self.ended = self.ended or because
+        self.steady = False
+
     def disown(self) -> None:
         """Forget a backend that is no longer the sandbox's."""
-        self.ended = self.ended or "the connection is closed"
+        self.end("the connection is closed")
         self.returned = True
 
     def abandon(self) -> None:
@@ -758,9 +825,8 @@ class Borrower:
             self._post_rollback()
 
 
-_OWN_OPERATIONS: Final = frozenset(
-    (Borrower.enter_section.__code__, Borrower.begin_section.__code__)
-)
+register_control(Borrower.enter_section)
+register_control(Borrower.begin_section)
 
 
 def _text(sql: Any, conn: Any) -> str:

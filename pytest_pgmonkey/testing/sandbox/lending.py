@@ -66,6 +66,22 @@ class _Slots(Queue):
         self.free()
 
 
+class _Unlimited:
+    """Lets a type without a pool have as many connections as it likes."""
+
+    def take(self, _token: object) -> bool:
+        return True
+
+    def free(self) -> None:
+        """Nothing was taken."""
+
+    def expel(self) -> None:
+        """Nobody waits."""
+
+
+_UNLIMITED: Final = _Unlimited()
+
+
 class _Lender:
     """What both kinds of source share: a pool's limits and numbers, and the end of a loan.
 
@@ -75,24 +91,30 @@ class _Lender:
 
     def __init__(self, sandbox: Sandbox, handle: Handle | AsyncHandle) -> None:
         spec = handle.spec
-        options = dict(spec.pool)
+        connector = handle._connector
         self.spec: Final = spec
         self._sandbox = sandbox
         self._settings = session_settings(spec)
-        self._hook = handle._connector.hook
-        self._autocommit = handle._connector.autocommit
+        self._hook = connector.hook
+        self._autocommit = connector.autocommit
         self._pooled = spec.type.is_pool
-        self.name = options.get("name") or f"sandbox-{spec.type}"
+        self.closed = False
+        self._reset: Any = None
+        self._slots: Any = _UNLIMITED
+        self._requests = 0
+        if self._pooled:
+            self._read_options(dict(spec.pool))
+
+    def _read_options(self, options: dict[str, Any]) -> None:
+        self.name = options.get("name") or f"sandbox-{self.spec.type}"
         self.min_size = int(options.get("min_size", _DEFAULT_MIN_SIZE))
         maximum = options.get("max_size")
         self.max_size = int(self.min_size if maximum is None else maximum)
         self.timeout = float(options.get("timeout", _DEFAULT_TIMEOUT))
         self.max_waiting = int(options.get("max_waiting", 0))
         self.close_returns = bool(options.get("close_returns", False))
-        self.closed = False
         self._reset = options.get("reset")
-        self._slots = _Slots(self.max_size if self._pooled else None)
-        self._requests = 0
+        self._slots = _Slots(self.max_size)
 
     def _lend(self, cls: type[Any]) -> Any:
         self._requests += 1
@@ -117,7 +139,7 @@ class _Lender:
     def _take_back(self, conn: Any) -> None:
         if conn._borrower.returned:
             return
-        status = conn.info.transaction_status
+        status = conn._borrower.status
         if status != TransactionStatus.IDLE and self._pooled:
             logger.warning("rolling back returned connection: %s", conn)
         conn._borrower.close(conn)

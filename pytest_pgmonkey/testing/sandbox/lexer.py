@@ -175,6 +175,13 @@ def statements(sql: str) -> tuple[Statement, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)
+def plain_statement(sql: str) -> Statement | None:
+    """Give the only statement of an SQL string, if it is a plain one."""
+    parts = statements(sql)
+    return parts[0] if len(parts) == 1 and parts[0].plain else None
+
+
 _QUERY_WORDS: Final = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "WITH", "EXPLAIN", ""})
 _WRITING_WORDS: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "ANALYZE"})
 _LOCKING: Final = frozenset({"UPDATE", "SHARE", "NO", "KEY"})

@@ -69,9 +69,24 @@ class Sandbox:
                 backend = self._backend
         return backend
 
-    def connect(self) -> None:
-        """Open the backend now, so that a server that cannot be reached shows at once."""
-        _ = self.backend
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a backend."""
+        return self._backend is not None
+
+    def connect(self, patience: float = 0.0) -> None:
+        """Open the backend now, so that a server that cannot be reached shows at once.
+
+        With patience one that recovers from a crash of its own is waited for.
+        """
+        deadline = time.monotonic() + patience
+        while self._backend is None:
+            try:
+                _ = self.backend
+            except psycopg.OperationalError as error:
+                if time.monotonic() > deadline or "the database system is" not in str(error):
+                    raise
+                time.sleep(_POLL)
 
     # Lending
 
@@ -188,7 +203,7 @@ class Sandbox:
         backend.bury()
         borrowers = [each for each in backend.lent if not each.is_scope]
         for borrower in borrowers:
-            borrower.ended = _ENDED
+            borrower.end(_ENDED)
         problems = [
             f"the connection borrowed at {waiter.place} was still waiting for the test's "
             "transaction when the test ended"

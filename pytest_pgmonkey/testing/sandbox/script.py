@@ -17,6 +17,7 @@ from .internals import (
     deliver_warning,
     forget_prepared,
     is_execute,
+    is_extended,
     set_results,
     tagged_result,
 )
@@ -56,10 +57,10 @@ class Script:
                 'use @pytest.mark.pgmonkey(isolation="clone") for this test'
             )
         params = gen.gi_frame.f_locals.get("params")
-        if cursor.closed or (params and len(parts) > 1):
-            return (yield from gen)  # which raises
         if not is_execute(gen):
             raise RefusedError("a transaction command can only be run by execute() here")
+        if cursor.closed or (len(parts) > 1 and is_extended(cursor, gen)):
+            return (yield from gen)  # which raises
         gen.close()
         check_parameters(cursor, parts[0].text, params)
         results = yield from self._run(parts)

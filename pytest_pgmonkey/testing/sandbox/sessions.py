@@ -7,9 +7,12 @@ borrower takes over, so that what was rolled back is not set again.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from .backend import SAVEPOINT
+import psycopg
+
+from .backend import REFRESH, UNDO
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -38,28 +41,45 @@ class Session:
             self.sets_modes = any(name.startswith("default_transaction") for name in self.names)
 
 
+_UNKNOWN: Final = Session()
+
+
+@lru_cache(maxsize=256)
+def untouched(given: tuple[tuple[str, str], ...]) -> Session | None:
+    """Give the session of borrowers that have set nothing: those of one file share it."""
+    return Session(given) if given else None
+
+
 def change_hands(
-    backend: Backend, session: Session | None, *, standing: bool
+    backend: Backend, session: Session | None, *, between: bool
 ) -> Generator[Any, Any, None]:
     """Put the settings of the last borrower away and this one's in force.
 
-    `standing`: in front of the savepoint that stands, or a rollback to it would undo this.
+    `between` transactions they are set in front of the savepoint that stands, or a rollback to it
+    would undo them.
     """
-    last = backend.settings_of
+    last, backend.settings_of = backend.settings_of, _UNKNOWN
     if last is not None and last.names and not last.ended:
         names = sorted(last.names)
-        found = yield from read(backend, names)
-        last.values = {name: value for name, value in zip(names, found) if value is not None}
+        found = zip(names, (yield from read(backend, names)), strict=True)
+        last.values = {name: value for name, value in found if value is not None}
     commands = [RESET]
     if session is not None:
         commands += [assignment(name, value) for name, value in session.given]
         # The role last: it may not be allowed to set the others.
         values = sorted(session.values.items(), key=lambda item: item[0] == "role")
         commands += [assignment(name, value) for name, value in values]
-    if standing:
-        commands = [b"RELEASE _pgmonkey", *commands, SAVEPOINT]
+    if between and backend.is_begun:
+        yield from backend.stand()
+        commands.append(REFRESH)
+        try:
+            yield from backend.run(b"; ".join(commands))
+        except psycopg.Error:
+            yield from backend.run(UNDO)
+            raise
+    else:
+        yield from backend.run(b"; ".join(commands))
     backend.settings_of = session
-    yield from backend.run(b"; ".join(commands))
 
 
 def read(backend: Backend, names: list[str]) -> Generator[Any, Any, list[str | None]]:
