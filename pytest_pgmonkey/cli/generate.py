@@ -91,12 +91,13 @@ def _import_order(line: str) -> tuple[bool, str]:
 
 
 def _own_script(args: argparse.Namespace) -> str:
-    from ..config import ConnectionType, load_config
-    from ..secrets import is_reference
+    from ..config import connection_spec, load_config
 
     config = load_config(args.path)
     type_ = _type(args, config)
-    if not args.resolve_env and _any_reference(config, is_reference):
+    if not _any_reference(config):
+        connection_spec(config, type_, origin=args.path)  # Judged as production would.
+    elif not args.resolve_env:
         say(f"{args.path}: refers to the environment; --resolve-env has the script resolve it")
     arguments = ["CONFIG", _literal(str(type_))]
     arguments += [f"{name}=True" for name, on in config_arguments(args).items() if on]
@@ -106,7 +107,6 @@ def _own_script(args: argparse.Namespace) -> str:
         f"{'connection = await' if type_.is_async else 'connection ='} {call}",
         *_query(type_, "connection"),
     ]
-    assert isinstance(type_, ConnectionType)
     imports = [[], ["from pytest_pgmonkey import PGConnectionManager"]]
     return _script(type_, imports, [[f"CONFIG = {_literal(args.path)}"]], body)
 
@@ -117,12 +117,13 @@ def _type(args: argparse.Namespace, config: Mapping[str, Any]) -> ConnectionType
     return ConnectionType(args.connection_type or config.get("connection_type") or "normal")
 
 
-def _any_reference(value: Any, is_reference: Any) -> bool:
+def _any_reference(value: Any) -> bool:
+    from ..secrets import is_reference
+
     if is_reference(value):
         return True
-    if isinstance(value, dict):
-        return any(_any_reference(item, is_reference) for item in value.values())
-    return isinstance(value, list) and any(_any_reference(item, is_reference) for item in value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_any_reference, items))
 
 
 def _query(type_: ConnectionType, block: str) -> list[str]:

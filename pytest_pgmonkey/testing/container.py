@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..secrets import redact_text
 from . import container_guardian
-from .embedded import ON_WINDOWS, THROWAWAY
+from .directories import ON_WINDOWS
+from .embedded import THROWAWAY
 from .owned import ADMIN, ROLE, OwnServer
 from .servers import ServerStartError
 
@@ -514,7 +515,8 @@ def _prefix() -> str:
     """Give the registry that the user has told testcontainers to take all images from."""
     from testcontainers.core.config import testcontainers_config
 
-    return testcontainers_config.hub_image_name_prefix
+    # Old versions do not know it.
+    return str(getattr(testcontainers_config, "hub_image_name_prefix", ""))
 
 
 def _explain(error: BaseException) -> str:

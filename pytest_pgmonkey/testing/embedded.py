@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from . import clusters
 from .binaries import extension_versions
+from .directories import ON_WINDOWS, choose_directories
 from .guarded import GuardedProcess, read_log
 from .owned import ADMIN, ROLE, OwnServer
-from .reach import make_reachable, may_enter, unprivileged_uid
+from .reach import make_reachable, unprivileged_uid
 from .servers import ServerStartError
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
 
-ON_WINDOWS = os.name == "nt"
-SOCKET_LIMIT = 103 if sys.platform == "darwin" else 107
-ROOM = 512 * 1024 * 1024
 
 THROWAWAY = {
     "fsync": "off",
@@ -262,48 +257,6 @@ def initdb_options(major: int) -> Iterator[list[str]]:
     else:
         yield [*options, "--locale=C.UTF-8"]
         yield [*options, *LOCALE_C]
-
-
-def choose_directories(uid: int | None, name: str = "") -> list[Path]:
-    """Choose a home for the data, in RAM where there is room, and a place for the socket.
-
-    They are one directory, unless the home's path is too long for a Unix socket.
-    """
-    name = directory_name(name or secrets.token_hex(4))
-    bases = [base for base in _bases() if _is_usable(base, uid)]
-    roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
-    short = [base / name for base in bases if _fits_socket(base / name)]
-    if not roomy or not short:
-        lack = f"{ROOM >> 20} MB of room" if not roomy else "a path short enough for a Unix socket"
-        raise ServerStartError(
-            f"No directory for the embedded server has {lack}: looked at"
-            f" {', '.join(map(str, _bases()))}. Set TMPDIR to one that has."
-        )
-    home = roomy[0]
-    return [home] if home in short else [home, short[0]]
-
-
-def directory_name(name: str) -> str:
-    """Give the name that a server's directory has in its place."""
-    return f"pgmonkey-{name}"
-
-
-def homes(name: str) -> list[Path]:
-    """Give the directories of that name that are there."""
-    return [path for base in _bases() if (path := base / directory_name(name)).is_dir()]
-
-
-def _bases() -> list[Path]:
-    names = ["/dev/shm", tempfile.gettempdir(), "/tmp", "/var/tmp"]
-    return [Path(tempfile.gettempdir())] if ON_WINDOWS else list(map(Path, dict.fromkeys(names)))
-
-
-def _is_usable(base: Path, uid: int | None) -> bool:
-    return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
-
-
-def _fits_socket(directory: Path) -> bool:
-    return ON_WINDOWS or len(os.fsencode(directory / ".s.PGSQL.65535")) <= SOCKET_LIMIT
 
 
 def _free_port() -> str:

@@ -41,7 +41,7 @@ pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
 _OPTIONS: Final = pytest.StashKey[Options]()
 _INTERCEPTION: Final = pytest.StashKey[Interception]()
 _KIT: Final = pytest.StashKey["Kit"]()
-_RUN: Final = pytest.StashKey[dict[str, Any]]()
+_RUN: Final = pytest.StashKey[dict[str, str | int]]()
 _WISH: Final = pytest.StashKey["_Wish"]()
 _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
@@ -410,7 +410,9 @@ def _marker_problem(marker: pytest.Mark) -> str:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.stash[_OPTIONS].given or getattr(config.option, "dist", "no") != "no":
+    # With pytest-xdist the items are the workers' alone, and a header comes once.
+    distributed = getattr(config.option, "dist", "no") != "no"
+    if config.stash[_OPTIONS].given or (distributed and _mentions_kit(config)):
         return _header(config.stash[_OPTIONS])
     return None
 
@@ -437,9 +439,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         kit.close()
     run = config.stash.get(_RUN, None)
     if run is not None:
-        from .workers import end_run
-
-        end_run(run["name"])
+        _end_run(str(run["name"]))
 
 
 # pytest-xdist
@@ -448,6 +448,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of which run it is; called in the controller."""
-    from .workers import KEY, new_run
+    from .directories import RUN, new_run
 
-    node.workerinput[KEY] = node.config.stash.setdefault(_RUN, new_run())
+    node.workerinput[RUN] = node.config.stash.setdefault(_RUN, new_run())
+
+
+def _end_run(name: str) -> None:
+    from .directories import homes
+
+    if homes(name):
+        from .workers import end_run
+
+        end_run(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from . import guardian
-from .embedded import ON_WINDOWS, EmbeddedServer, homes
+from .directories import ON_WINDOWS, RUN, homes
+from .embedded import EmbeddedServer
 from .guarded import TakenError, read_log
 from .servers import ServerStartError
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from .binaries import Binaries
     from .template import Recipe
 
-__all__ = ["Worker", "end_run", "new_run", "start_or_join", "worker_of"]
+__all__ = ["Worker", "end_run", "start_or_join", "worker_of"]
 
-KEY: Final = "pgmonkey_run"
 _POLL: Final = 0.01
 _PATIENCE: Final = 10.0
 
@@ -41,14 +40,9 @@ class Worker:
     controller: int
 
 
-def new_run() -> dict[str, Any]:
-    """Give what the controller tells its workers."""
-    return {"name": secrets.token_hex(8), "controller": os.getpid()}
-
-
 def worker_of(workerinput: dict[str, Any] | None) -> Worker | None:
     """Give the worker that this process is, `None` where it has a server of its own."""
-    told = (workerinput or {}).get(KEY)
+    told = (workerinput or {}).get(RUN)
     if workerinput is None or told is None or ON_WINDOWS or os.getppid() != told["controller"]:
         return None  # A worker that is no child of the controller may be on another machine.
     return Worker(workerinput["workerid"], told["name"], told["controller"])

@@ -472,13 +472,16 @@ class TestBadFiles:
         assert rows(conn) == []
 
     def test_foreign_key(self, load, conn):
-        """A constraint that is judged at the end says which value breaks it."""
-        conn.execute("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (a int REFERENCES p)")
+        """A constraint that is judged at the end, or at the commit, says which value breaks it."""
+        conn.execute("CREATE TABLE p (id int PRIMARY KEY); INSERT INTO p VALUES (1)")
+        for deferred in ("", "DEFERRABLE INITIALLY DEFERRED"):
+            conn.execute("DROP TABLE IF EXISTS t")
+            conn.execute(f"CREATE TABLE t (b text, a int REFERENCES p {deferred})")
 
-        error = load("t", "a\n1\n").error
+            error = load("t", 'b,a\n1,1\n"2\n2",1\n3,2\n').error
 
-        assert "in.csv: " in error
-        assert "Key (a)=(1) is not present" in error
+            assert "in.csv: line 5, column a, value 2 (character 3): insert or update" in error
+            assert "Key (a)=(2) is not present" in error
 
     def test_names_with_signs(self, load, conn):
         """Columns and tables with odd names are told apart in what the server says."""

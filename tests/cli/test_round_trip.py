@@ -143,9 +143,9 @@ def test_the_record_is_the_servers(conn, records, end, size, data):
     lines = ["1"] * bad + [f"{line}x" for line in quoted[bad:]]
     text = end.join(lines).encode()
 
-    with pytest.raises(psycopg.Error) as caught, conn.cursor() as cursor:
-        with cursor.copy("COPY numbers FROM STDIN WITH (FORMAT csv)") as copy:
-            copy.write(text)
+    statement = "COPY numbers FROM STDIN WITH (FORMAT csv)"
+    with pytest.raises(psycopg.Error) as caught, conn.cursor().copy(statement) as copy:
+        copy.write(text)
     number = int(caught.value.diag.context.split("line ")[1].split(",")[0].split(":")[0])
     blocks = [text[start : start + size] for start in range(0, len(text), size)]
     record = find_record(blocks, b'"', number)

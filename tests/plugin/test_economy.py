@@ -119,6 +119,24 @@ def test_no_server_where_no_selected_test_needs_one(
     assert programs.take() == {"initdb": 0, "postgres": 0}
 
 
+def test_a_distributed_run_that_does_not_use_the_kit_is_left_alone(
+    pytester: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """No header, and nothing loaded, for a suite in whose environment the package only is."""
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_plain():
+            assert "pytest_pgmonkey.testing.kit" not in sys.modules
+            assert "pytest_pgmonkey.testing.embedded" not in sys.modules
+        """
+    )
+    result = run("-n1")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("pgmonkey:*")
+
+
 def test_the_second_run_starts_without_initdb_and_schema(counted: Any, cache: Path) -> None:
     """The first run makes and keeps; the second copies; another schema is loaded anew."""
     assert counted() == {"initdb": 1, "postgres": 2}

@@ -62,9 +62,9 @@ def test_long_paths_and_no_memory_to_keep_data_in(
         project.makeconftest(
             f"""
             from pathlib import Path
-            from pytest_pgmonkey.testing import embedded
+            from pytest_pgmonkey.testing import directories
 
-            embedded._bases = lambda: [Path("/nowhere"), Path({str(long)!r}), Path({short!r})]
+            directories._bases = lambda: [Path("/nowhere"), Path({str(long)!r}), Path({short!r})]
             """
         )
         project.makepyfile(

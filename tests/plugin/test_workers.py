@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from remains import NEEDS_PROC, is_gone, processes_of, wait_until
 
-from pytest_pgmonkey.testing.workers import KEY, new_run, worker_of
+from pytest_pgmonkey.testing.directories import RUN, new_run
+from pytest_pgmonkey.testing.workers import worker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +192,7 @@ def _kill(pid: int) -> None:
 def test_a_worker_elsewhere_has_a_server_of_its_own() -> None:
     """A worker that is no child of the controller cannot share its server's socket."""
     run = new_run()
-    workerinput = {"workerid": "gw0", KEY: run}
+    workerinput = {"workerid": "gw0", RUN: run}
     assert worker_of(workerinput) is None
     assert worker_of({"workerid": "gw0"}) is None
     assert worker_of(None) is None

@@ -6,6 +6,7 @@ matter of counting. All of it works on bytes in which ASCII stands for itself.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..common import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from .settings import Dialect
 
@@ -22,6 +23,7 @@ __all__ = [
     "Head",
     "Record",
     "find_record",
+    "find_values",
     "guard_end_marker",
     "newlines",
     "read_head",
@@ -155,7 +157,7 @@ def _chained(first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
 
 
-# --- the record that the server complains of ---
+# --- the record of which the server complains ---
 
 
 def find_record(blocks: Iterable[bytes], quote: bytes, number: int) -> Record | None:
@@ -163,6 +165,23 @@ def find_record(blocks: Iterable[bytes], quote: bytes, number: int) -> Record | 
 
     The server counts the line ends that are like the first one, within quotes too.
     """
+    return next((each for counted, each in _records(blocks, quote) if counted >= number), None)
+
+
+def find_values(
+    blocks: Iterable[bytes], dialect: Dialect, wanted: Mapping[int, bytes]
+) -> Record | None:
+    """Find the first record that has these values in these positions."""
+    for _, record in _records(blocks, dialect.quote):
+        if all(value in record.data for value in wanted.values()):
+            values = [field.value for field in split_record(record.data, dialect)]
+            if all(values[index : index + 1] == [value] for index, value in wanted.items()):
+                return record
+    return None
+
+
+def _records(blocks: Iterable[bytes], quote: bytes) -> Iterator[tuple[float, Record]]:
+    """Give all records, each with the number that the server gives to its last line."""
     lines, end = _lines(iter(blocks), quote)
     held: list[bytes] = []
     quoted, file_line, counted = False, 1, 0
@@ -174,11 +193,11 @@ def find_record(blocks: Iterable[bytes], quote: bytes, number: int) -> Record | 
         data = b"".join(held)
         # As long as the server has seen no line end, it takes "\r" for those within quotes.
         counted += len(held) if counted or end == b"\r" else 1 + data[:-2].count(b"\r")
-        if counted >= number:
-            return _record(file_line, data, end, unended=False)
+        yield counted, _record(file_line, data, end, unended=False)
         file_line += newlines(data) if end == b"\n" else newlines(data.lstrip(b"\n"))
         held.clear()
-    return _record(file_line, b"".join(held), end, unended=True) if held else None
+    if held:
+        yield math.inf, _record(file_line, b"".join(held), end, unended=True)
 
 
 def _record(line: int, data: bytes, end: bytes, *, unended: bool) -> Record:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from psycopg import errors
 
 from .files import Source
-from .records import Field, Record, find_record, newlines, read_head, split_record
+from .records import Field, Record, find_record, find_values, newlines, read_head, split_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import psycopg
     from psycopg import Connection
 
@@ -38,8 +40,11 @@ class Import:
 def describe(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> str:
     """Say in one line what was refused, and where it stands: file, line, column and value."""
     line, column = _context(error, import_)
-    record = _read_again(import_, line) if line else None
     column = column or _culprit(error, import_, conn)
+    if line:
+        record = _read_again(import_, lambda data: find_record(data, import_.dialect.quote, line))
+    else:
+        record, column = _by_key(error, import_, column)
     what = _what(error, import_, record)
     if record is None:
         return f"{import_.source.name}: {_place_without_record(import_, line, column)}{what}"
@@ -104,18 +109,37 @@ def _values(number: int) -> str:
 # --- where it stands ---
 
 
-def _read_again(import_: Import, line: int) -> Record | None:
-    """Read the file up to the line of which the server spoke."""
+def _read_again(import_: Import, find: Callable[[Iterator[bytes]], Record | None]) -> Record | None:
+    """Read the file once more to find a record in it."""
     if not import_.source.repeatable:
         return None
-    source, quote = Source(import_.source.path, import_.source.encoding), import_.dialect.quote
+    source = Source(import_.source.path, import_.source.encoding)
     with source.open() as blocks:
         if import_.has_header:
-            blocks = read_head(blocks, quote, source.name).rest()
-        record = find_record(blocks, quote, line)
+            blocks = read_head(blocks, import_.dialect.quote, source.name).rest()
+        record = find(blocks)
     if record is None:
         return None
     return Record(record.line + import_.lines_before, record.data, record.unended)
+
+
+def _by_key(
+    error: psycopg.Error, import_: Import, column: str | None
+) -> tuple[Record | None, str | None]:
+    """Find the record of a constraint that is judged at the end, by the key that it names."""
+    match = re.search(r"\((.+?)\)=\((.*)\)", error.diag.message_detail or "")
+    if match is None:
+        return None, column
+    names, values = match[1].split(", "), match[2].split(", ")
+    if len(names) != len(values) or not set(names) <= set(import_.columns):
+        return None, column
+    codec = import_.source.encoding.data_codec
+    wanted = {
+        import_.columns.index(name): value.encode(codec, "replace")
+        for name, value in zip(names, values, strict=True)
+    }
+    record = _read_again(import_, lambda data: find_values(data, import_.dialect, wanted))
+    return record, column or names[0]
 
 
 def _index(error: psycopg.Error, import_: Import, record: Record, column: str | None) -> int | None:

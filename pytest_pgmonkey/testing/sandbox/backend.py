@@ -1,4 +1,4 @@
-"""The one PostgreSQL session of a test process: commands sent ahead, and where its savepoints stand."""
+"""The one PostgreSQL session of a test process: commands sent ahead, savepoints, frames."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ _DEFERRABLE: Final = (
 )
 
 _STATUS: Final = pq.TransactionStatus
+_BAD: Final = pq.ConnStatus.BAD
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _COPY: Final = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 
@@ -120,7 +121,7 @@ class Backend:
     @property
     def dead(self) -> bool:
         """Whether the session is gone."""
-        return bool(self.pgconn.status == pq.ConnStatus.BAD)
+        return bool(self.pgconn.status == _BAD)
 
     def has_died(self) -> bool:
         """Find whether the server has ended the session since it was last used."""
@@ -138,10 +139,16 @@ class Backend:
         return self._awaiting
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether the session is in a transaction that has not failed."""
+        return bool(self.pgconn.transaction_status == _STATUS.INTRANS)
+
+    @property
     def is_begun(self) -> bool:
         """Whether there must be an outer transaction."""
-        frames = [frame.level for frame in self.frames]
-        return any(level is not Level.NONE for level in (*frames, self.level))
+        return self.level is not Level.NONE or any(
+            frame.level is not Level.NONE for frame in self.frames
+        )
 
     @property
     def is_fresh(self) -> bool:
@@ -161,8 +168,8 @@ class Backend:
         if self._awaiting:
             self._backlog.append(command)
         elif not self.dead:
+            # What does not fit into the socket at once is sent when the answer is collected.
             self.pgconn.send_query(command)
-            self.pgconn.flush()
             self._awaiting = True
 
     def collect(self) -> Steps:
@@ -173,6 +180,11 @@ class Backend:
         self._awaiting = False
         try:
             _raise_first(results)
+        except psycopg.Error:
+            # They are such as cannot fail, as long as the outer transaction is there.
+            if not self.dead and self.escaped is None:
+                self.note_escape(self.last_place, self.last_statement)
+            raise
         finally:
             if self._backlog:
                 commands, self._backlog = self._backlog, []
@@ -251,12 +263,16 @@ class Backend:
 
     def undo_frame(self) -> None:
         """Post the end of all work of the current frame."""
+        commands = []
         if self.level is not Level.NONE:
             mark = _mark(len(self.frames))
             undo = b"ROLLBACK TO %s; RELEASE %s" % (mark, mark) if self.frames else b"ROLLBACK"
-            after = self._after_rollback()
-            self.post(b"; ".join([undo, *after]) if after else undo)
+            commands.append(undo)
             self.restore_frame()
+        if self.advisory or self.prepared:
+            commands += self._after_rollback()
+        if commands:
+            self.post(b"; ".join(commands))
 
     def pop_frame(self) -> None:
         """Go back to the wider scope."""

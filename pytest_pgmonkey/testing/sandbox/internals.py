@@ -100,11 +100,10 @@ def check_psycopg() -> None:
     missing = [f"{c.__name__}.{n}" for c, n in _OPERATIONS if not hasattr(c, n)]
     for cls in (Connection, AsyncConnection):
         missing += [f"{cls.__name__}.{n}" for n in _OVERRIDDEN if not hasattr(cls, n)]
-    for (cls, name), (_, variable) in _OPERATIONS.items():
-        if variable and hasattr(cls, name):
-            code = getattr(cls, name).__code__
-            if variable not in code.co_varnames:
-                missing.append(f"{cls.__name__}.{name}({variable})")
+    for (owner, name), (_, variable) in _OPERATIONS.items():
+        code = getattr(getattr(owner, name, None), "__code__", None)
+        if variable and code is not None and variable not in code.co_varnames:
+            missing.append(f"{owner.__name__}.{name}({variable})")
     if missing:
         raise SandboxError(
             f"psycopg {psycopg.__version__} is not supported by this version of pytest-pgmonkey "
@@ -120,6 +119,7 @@ except AttributeError:
     raise
 
 
+_OK: Final = pq.ConnStatus.OK
 _EXECUTE: Final = BaseCursor._execute_gen.__code__
 _IN_BLOCK: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
@@ -163,7 +163,7 @@ def holds(cursor: Any) -> bool:
     return bool(cursor._withhold)
 
 
-class _TaggedResult(pq.PGresult):
+class _TaggedResult(pq.PGresult):  # type: ignore[misc, valid-type]
     """The result of a command that was not sent as it is."""
 
     tag: bytes
@@ -257,7 +257,7 @@ class _Sandboxed(BaseConnection[Any]):
     def info(self) -> psycopg.ConnectionInfo:
         return _VirtualInfo(self)
 
-    def __del__(self) -> None:
+    def __del__(self, *_: Any) -> None:
         borrower: Borrower | None = self.__dict__.get("_borrower")
         if borrower is not None and not borrower.returned:
             borrower.abandon()
@@ -272,7 +272,8 @@ class _Sandboxed(BaseConnection[Any]):
     def _check_connection_ok(self) -> None:
         if self._closed:
             raise psycopg.OperationalError(self._borrower.ended or "the connection is closed")
-        super()._check_connection_ok()
+        if self.pgconn.status != _OK:
+            super()._check_connection_ok()
 
     def _check_tpc(self) -> None:
         raise psycopg.NotSupportedError(
@@ -347,15 +348,21 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         borrower = self._borrower
-        if borrower.steady and getattr(gen, "gi_code", None) is _EXECUTE:
+        if (
+            borrower.steady
+            and getattr(gen, "gi_code", None) is _EXECUTE
+            and borrower.passes(gen.gi_frame.f_locals["query"])
+        ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
-            if borrower.passes(gen.gi_frame.f_locals["query"]):
-                try:
-                    return super().wait(gen, *args, **kwargs)
-                finally:
-                    borrower.busy = False
-                    if self.pgconn.transaction_status not in _IN_BLOCK:
-                        borrower.after(self)
+            try:
+                return super().wait(gen, *args, **kwargs)
+            except psycopg.Error as error:
+                borrower.explain(error)
+                raise
+            finally:
+                borrower.busy = False
+                if self.pgconn.transaction_status not in _IN_BLOCK:
+                    borrower.after()
         planned = borrower.plan(gen)
         if planned is None:
             return super().wait(gen, *args, **kwargs)
@@ -367,7 +374,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
             borrower.explain(error)
             raise
         finally:
-            borrower.after(self)
+            borrower.after()
 
     def commit(self) -> None:
         with self.lock:
@@ -436,15 +443,21 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         borrower = self._borrower
-        if borrower.steady and getattr(gen, "gi_code", None) is _EXECUTE:
+        if (
+            borrower.steady
+            and getattr(gen, "gi_code", None) is _EXECUTE
+            and borrower.passes(gen.gi_frame.f_locals["query"])
+        ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
-            if borrower.passes(gen.gi_frame.f_locals["query"]):
-                try:
-                    return await super().wait(gen, *args, **kwargs)
-                finally:
-                    borrower.busy = False
-                    if self.pgconn.transaction_status not in _IN_BLOCK:
-                        borrower.after(self)
+            try:
+                return await super().wait(gen, *args, **kwargs)
+            except psycopg.Error as error:
+                borrower.explain(error)
+                raise
+            finally:
+                borrower.busy = False
+                if self.pgconn.transaction_status not in _IN_BLOCK:
+                    borrower.after()
         planned = borrower.plan(gen)
         if planned is None:
             return await super().wait(gen, *args, **kwargs)
@@ -456,7 +469,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
             borrower.explain(error)
             raise
         finally:
-            borrower.after(self)
+            borrower.after()
 
     async def commit(self) -> None:
         async with self.lock:
@@ -544,7 +557,7 @@ class Template:
 
     def make(self, cls: type[Any], borrower: Borrower, prepared_index: int) -> Any:
         """Give a wrapper that nobody else uses."""
-        conn = cls.__new__(cls)
+        conn: Any = object.__new__(cls)
         fields = conn.__dict__
         fields.update(self._attributes[cls])
         prepared = PrepareManager()

@@ -1,4 +1,4 @@
-"""What a handle borrows from while a test runs: connections over the shared backend, as its type lends them."""
+"""What a handle borrows from while a test runs: connections lent as its type lends them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pytest_pgmonkey")
 
+_REMEMBERED: Final = 256
 _DEFAULT_MIN_SIZE: Final = 4  # psycopg_pool's own defaults
 _DEFAULT_TIMEOUT: Final = 30.0
 
 
 _OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.]+)=((?:\\.|\S)*)")
+
+
+_settings_of_specs: dict[int, tuple[ConnectionSpec, tuple[tuple[str, str], ...]]] = {}
+
+
+def _cached_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
+    # By identity: to hash a configuration takes longer than to read it.
+    found = _settings_of_specs.get(id(spec))
+    if found is None:
+        if len(_settings_of_specs) >= _REMEMBERED:
+            _settings_of_specs.clear()
+        found = _settings_of_specs[id(spec)] = spec, session_settings(spec)
+    return found[1]
 
 
 def session_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
@@ -51,7 +65,7 @@ class _Slots(Queue):
         self.size = size
         self.taken = 0
 
-    def _take(self, token: object) -> bool:
+    def _take(self, token: object) -> bool:  # noqa: ARG002 - everyone is alike
         if self.size is not None and self.taken >= self.size:
             return False
         self.taken += 1
@@ -62,7 +76,7 @@ class _Slots(Queue):
             self.taken -= 1
             self._grant()
 
-    def _abandon(self, waiter: Waiter) -> None:
+    def _abandon(self, waiter: Waiter) -> None:  # noqa: ARG002
         self.free()
 
 
@@ -94,11 +108,11 @@ class _Lender:
         connector = handle._connector
         self.spec: Final = spec
         self._sandbox = sandbox
-        self._settings = session_settings(spec)
+        self._settings = _cached_settings(spec)
         self._hook = connector.hook
         self._autocommit = connector.autocommit
         self._pooled = spec.type.is_pool
-        self.closed = False
+        self.closed = self.is_used = False
         self._reset: Any = None
         self._slots: Any = _UNLIMITED
         self._requests = 0
@@ -162,10 +176,13 @@ class _Lender:
         self._requests = 0
         return stats
 
-    def expire(self) -> None:
-        """End with the test: who still waits for a connection gets none."""
-        self.closed = True
-        self._slots.expel()
+    def renew(self) -> None:
+        """End with the test, and be as new: who still waits for a connection gets none."""
+        self.is_used = self.closed = False
+        self._requests = 0
+        if self._pooled:
+            slots, self._slots = self._slots, _Slots(self.max_size)
+            slots.expel()
 
     def _nothing_to_do(self, method: str) -> None:
         logger.info("%s() does nothing in a rolled-back test: its pool has no connections", method)
@@ -222,11 +239,11 @@ class SandboxSource(_Lender):
     def wait(self, timeout: float = 30.0) -> None:
         """Do nothing: there is nothing to wait for."""
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float = 5.0) -> None:  # noqa: ARG002 - psycopg_pool's signature
         """Close the pool for the rest of the test."""
         self.closed = self._pooled
 
-    def resize(self, min_size: int, max_size: int | None = None) -> None:
+    def resize(self, min_size: int, max_size: int | None = None) -> None:  # noqa: ARG002
         """Do nothing, and say so in the log."""
         self._nothing_to_do("resize")
 
@@ -288,11 +305,11 @@ class AsyncSandboxSource(_Lender):
     async def wait(self, timeout: float = 30.0) -> None:
         """Do nothing: there is nothing to wait for."""
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float = 5.0) -> None:  # noqa: ARG002 - psycopg_pool's signature
         """Close the pool for the rest of the test."""
         self.closed = self._pooled
 
-    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:  # noqa: ARG002
         """Do nothing, and say so in the log."""
         self._nothing_to_do("resize")
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -337,7 +338,7 @@ def _writes(words: list[str]) -> bool:
     """Whether a query's words show a write: a data-modifying WITH, SELECT INTO, a row lock."""
     if not _WRITING_WORDS.isdisjoint(words):
         return True
-    return any(word == "FOR" and after in _LOCKING for word, after in zip(words, words[1:]))
+    return any(word == "FOR" and after in _LOCKING for word, after in pairwise(words))
 
 
 _SETTING: Final = re.compile(

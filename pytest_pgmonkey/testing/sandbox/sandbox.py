@@ -44,6 +44,7 @@ class Sandbox:
         self._backend: Backend | None = None
         self._opening = threading.Lock()
         self._sources: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._used: list[SandboxSource | AsyncSandboxSource] = []
         self._borrowed = 0
         self._scopes: list[Scope] = []
         self._in_test = False
@@ -83,8 +84,10 @@ class Sandbox:
         while self._backend is None:
             try:
                 _ = self.backend
-            except psycopg.OperationalError as error:
-                if time.monotonic() > deadline or "the database system is" not in str(error):
+            except psycopg.OperationalError as error:  # noqa: PERF203
+                # Nobody listens any more; else it is in the middle of starting again.
+                gone = "refused" in str(error) or "No such file" in str(error)
+                if gone or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
 
@@ -95,6 +98,9 @@ class Sandbox:
         source: SandboxSource | None = self._sources.get(handle)
         if source is None:
             source = self._sources[handle] = SandboxSource(self, handle)
+        if not source.is_used:
+            source.is_used = True
+            self._used.append(source)
         return source
 
     def async_source(self, handle: AsyncHandle) -> AsyncSandboxSource:
@@ -102,6 +108,9 @@ class Sandbox:
         source: AsyncSandboxSource | None = self._sources.get(handle)
         if source is None:
             source = self._sources[handle] = AsyncSandboxSource(self, handle)
+        if not source.is_used:
+            source.is_used = True
+            self._used.append(source)
         return source
 
     def lend(
@@ -129,6 +138,7 @@ class Sandbox:
         if not backend.lent and not backend.is_begun and backend.has_died():
             self._forget()
             backend.close()
+            self.connect(_PATIENCE)
             backend = self.backend
         if backend.abandoned:
             backend.bury()
@@ -158,9 +168,9 @@ class Sandbox:
     def reset(self) -> list[str]:
         """Undo what a test did and give what went wrong in it, as sentences for its report."""
         backend = self._backend
-        for source in self._sources.values():
-            source.expire()
-        self._sources.clear()
+        for source in self._used:
+            source.renew()
+        self._used.clear()
         if backend is None:
             return []
         problems = self._take_back(backend) if backend.lent or backend.abandoned else []

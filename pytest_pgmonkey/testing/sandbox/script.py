@@ -37,6 +37,20 @@ _DISCARD_ALL: Final = (
 )
 
 
+# Fails when it is run: what follows it is parsed and nothing more.
+_FAILS: Final = b"DEALLOCATE _pgmonkey_check; "
+_UNCHECK: Final = b"ROLLBACK TO _pgmonkey_check; RELEASE _pgmonkey_check"
+_UNKNOWN_STATEMENT: Final = "26000"
+_IN_FAILED_TRANSACTION: Final = "25P02"
+_USUAL: Final = frozenset(
+    (word, *noise, *chain)
+    for word in ("BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT")
+    for noise in ((), ("WORK",), ("TRANSACTION",))
+    for chain in ((), ("AND", "CHAIN"), ("AND", "NO", "CHAIN"))
+    if not (word == "BEGIN" and chain)
+) | {("START", "TRANSACTION")}
+
+
 class RefusedError(SandboxError, psycopg.NotSupportedError):
     """A rolled-back test cannot do this; the message says what to do instead."""
 
@@ -71,6 +85,8 @@ class Script:
         borrower = self._borrower
         if not self._conn.autocommit:
             yield from borrower.begin(self._conn.begin_command())
+        if len(parts) > 1 or not _is_usual(parts[0]):
+            yield from self._check_syntax(parts)
         results: list[Any] = []
         alone = len(parts) == 1
         try:
@@ -88,6 +104,24 @@ class Script:
         if self._implicit:
             yield from borrower.commit()
         return results
+
+    def _check_syntax(self, parts: tuple[Statement, ...]) -> Steps:
+        """Let the server parse the whole string, as it does before it runs any of it."""
+        borrower, backend = self._borrower, self._borrower.backend
+        fallible = backend.in_transaction
+        if fallible:
+            yield from backend.run(b"SAVEPOINT _pgmonkey_check")
+        text = "; ".join(part.text for part in parts)
+        try:
+            yield from backend.run(_FAILS + text.encode())
+        except psycopg.Error as error:
+            if error.sqlstate in (_UNKNOWN_STATEMENT, _IN_FAILED_TRANSACTION):
+                if fallible:
+                    yield from backend.run(_UNCHECK)
+                return
+            if fallible and not borrower.open:
+                yield from backend.run(_UNCHECK)
+            raise
 
     def _statement(self, part: Statement) -> Steps:
         borrower = self._borrower
@@ -139,6 +173,11 @@ class Script:
         else:
             # The server warns that there is one already, and sets the modes.
             yield from borrower.begin_again(command)
+
+
+def _is_usual(part: Statement) -> bool:
+    """Whether a transaction command is written as it must be, and needs no check."""
+    return part.words in _USUAL
 
 
 def discard_all(borrower: Borrower, cursor: Any) -> Steps:
