@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ __all__ = ["session"]
 @contextmanager
 def session(args: argparse.Namespace) -> Iterator[Connection[Any]]:
     """Connect as type normal; in autocommit, so that a command begins its transactions itself."""
+    # What psycopg logs of a connection that breaks, the command's own error says.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     spec = read_spec(args.path, "normal", **config_arguments(args))
     conn: Connection[Any] = drive(Connector(spec).connect())
     with conn:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -18,6 +16,8 @@ from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
 from .clones import Clones, CloneWorld
+from .directories import choose_directories
+from .guarded import GuardedProcess
 from .interception import Phase
 from .launch import start_server
 from .sandbox import Sandbox
@@ -27,6 +27,7 @@ from .template import recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from ..config import ConnectionSpec
     from ..handles import AsyncHandle, Handle
@@ -77,7 +78,7 @@ class Database:
         self.kit: Final = kit
         self.name: Final = name
         self.existing: Final = existing
-        self._config_path: Path | None = None
+        self._guarded: GuardedProcess | None = None
 
     def __repr__(self) -> str:
         return f"<Database {self.name!r} on {self.kit.server.description}>"
@@ -95,13 +96,18 @@ class Database:
     @property
     def config_path(self) -> Path:
         """A YAML file that leads a subprocess to this database; it is removed with the run."""
-        if self._config_path is None:
-            config = self.kit.server.config(self.name)
-            handle, path = tempfile.mkstemp(prefix="pgmonkey_", suffix=".yaml")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                yaml.safe_dump(config, file)
-            self._config_path = Path(path)
-        return self._config_path
+        if self._guarded is None:
+            # It may hold a password: a guardian removes it even after a SIGKILL.
+            self._guarded = GuardedProcess(choose_directories(None)[:1], None)
+            with self._config_file.open("x", encoding="utf-8") as file:
+                self._config_file.chmod(0o600)
+                yaml.safe_dump(self.kit.server.config(self.name), file)
+        return self._config_file
+
+    @property
+    def _config_file(self) -> Path:
+        assert self._guarded is not None
+        return self._guarded.home / "pgmonkey_config.yaml"
 
     @contextmanager
     def unblock(self) -> Iterator[None]:
@@ -120,9 +126,9 @@ class Database:
 
     def remove_files(self) -> None:
         """Remove the file of `config_path`."""
-        if self._config_path is not None:
-            self._config_path.unlink(missing_ok=True)
-            self._config_path = None
+        if self._guarded is not None:
+            self._guarded.end()
+            self._guarded = None
 
 
 def _url(conninfo: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -221,6 +222,27 @@ class TestFiles:
         arguments = ["--query", "SELECT 1", "--connconfig", config, "--export_file", path]
 
         assert pgmonkey("pgexport", *arguments).error == f"{path}: cannot be written: {reason}"
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+    def test_interrupt(self, config, tmp_path):
+        """Ctrl-C ends an export quietly, and leaves no part of a file."""
+        directory = tmp_path / "out"
+        directory.mkdir()
+        query = "SELECT repeat('x', 9000), pg_sleep(0.01) FROM generate_series(1, 100000)"
+        command = ["pgexport", "--query", query, "--connconfig", str(config)]
+        command += ["--export_file", str(directory / "o.csv")]
+        with subprocess.Popen(
+            [sys.executable, "-m", "pytest_pgmonkey", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            while not any(part.stat().st_size for part in directory.iterdir()):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            output = process.communicate(timeout=30)
+
+        assert (process.returncode, output) == (130, (b"", b""))
+        assert list(directory.iterdir()) == []
 
     def test_closed_stdout(self, config):
         """A reader that has enough ends the command quietly."""

@@ -294,3 +294,48 @@ def until(condition: Any, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         threading.Event().wait(0.002)
+
+
+@sandboxed
+async def test_closed_connection_frees_its_place(w: World) -> None:
+    """A borrowed connection that the application closes makes room in the pool."""
+    if not w.type.is_pool:
+        pytest.skip("a type without a pool")
+    for options in ({}, {"close_returns": True}):
+        handle = await w.handle(pool={"max_size": 1, "timeout": 0.05, **options})
+        for _ in range(3):
+            async with block(handle.connection()) as conn:
+                await call(conn.close())
+        conn = await call(handle.pool.getconn())
+        if options:
+            await call(conn.close())
+            conn = await call(handle.pool.getconn())
+        await call(handle.pool.putconn(conn))
+
+
+@sandboxed
+async def test_pool_reset_function(w: World) -> None:
+    """A pool's reset function gets each returned connection, idle, also after an error."""
+    if not w.type.is_pool:
+        pytest.skip("a type without a pool")
+    handle = await w.handle(pool={"max_size": 1, "timeout": 0.05})
+    seen: list[str] = []
+
+    def reset(conn: Any) -> None:
+        seen.append(conn.info.transaction_status.name)
+        raise ValueError
+
+    async def areset(conn: Any) -> None:
+        reset(conn)
+
+    pool = handle.pool
+    pool._reset = areset if w.type.is_async else reset
+    for query in ("INSERT INTO t VALUES (1, 'a')", "SELECT 1"):
+        conn = await call(pool.getconn())
+        await execute(conn, query)
+        await call(pool.putconn(conn))
+    assert seen == ["IDLE", "IDLE"]
+    conn = await call(pool.getconn())
+    assert await value(conn, "SELECT count(*) FROM t") == 0
+    pool._reset = None
+    await call(pool.putconn(conn))

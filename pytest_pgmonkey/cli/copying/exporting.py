@@ -149,14 +149,17 @@ def _rows(pgconn: PGconn, target: Target, bar: Progress) -> Generator[Wait, Any,
 
 
 def _outcome(pgconn: PGconn) -> Generator[Wait, Any, int]:
-    rows = 0
+    # All of them: with one left over the connection could not be rolled back.
+    results = []
     while True:
         while pgconn.is_busy():
             yield Wait.R
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
-            return rows
+            break
+        results.append(result)
+    for result in results:
         if result.status != ExecStatus.COMMAND_OK:
             raise errors.error_from_result(result)
-        rows = result.command_tuples or 0
+    return results[0].command_tuples or 0

@@ -25,9 +25,11 @@ __all__ = [
     "apply_sidecar",
     "column_list",
     "dialect",
+    "encoding",
 ]
 
-_TABS = ("tab", "\\t", "t")
+#: What a tab, which is hard to type, may be called.
+_TABS = ("tab", "\\t")
 
 
 class Dialect:
@@ -86,7 +88,7 @@ def _sign(text: str) -> str:
 
 
 def _named_sign(text: str) -> str:
-    return "\t" if text.lower() in _TABS[:2] else text
+    return "\t" if text.lower() in _TABS else text
 
 
 def _judge_sign(text: object) -> str | None:

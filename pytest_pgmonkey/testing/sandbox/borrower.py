@@ -62,10 +62,10 @@ class Borrower(VirtualTransaction):
 
     __slots__ = (
         "_place",
-        "busy",
         "ended",
         "is_scope",
         "returned",
+        "slots",
         "task",
         "thread",
         "timeout",
@@ -87,8 +87,8 @@ class Borrower(VirtualTransaction):
         """Why every further operation is refused."""
         self.returned = False
         self.is_scope = False
-        self.busy = False
-        """In an operation."""
+        self.slots: Any = None
+        """What is to be freed when it comes back to a pool."""
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
 
@@ -209,20 +209,38 @@ class Borrower(VirtualTransaction):
         if self._in_section:
             self._check_section(parts)
             return gen
-        backend = self.backend
-        if (
-            self.open
-            and not self._suspended
-            and not backend.behind
-            and backend.settings_of is self.session
-            and len(parts) == 1
-            and parts[0].plain
-        ):
+        if len(parts) == 1 and parts[0].plain and self._begins_quietly(conn, obj):
             self._note(parts[0])
-            return gen
+            return self._after_collecting(gen) if self.backend.behind else gen
         if kind is DECLARE:
             kind, parts = STATEMENT, DECLARATIONS[holds(obj)]
         return self._steps(conn, kind, parts, obj, gen)
+
+    def _begins_quietly(self, conn: Any, cursor: Any) -> bool:
+        """Whether nothing need be sent before a plain statement; begins what it begins."""
+        backend = self.backend
+        if self._suspended or backend.settings_of is not self.session:
+            return False
+        if self.open:
+            return True
+        if (
+            backend.level is not Level.STANDING
+            or cursor.closed
+            or (self.session is not None and self.session.sets_modes)
+        ):
+            return False
+        if conn.autocommit:
+            # A commit of anything but its end would have to ask the server.
+            self._unit = backend.deferrable == [] and not self._temporary
+            return self._unit
+        command = conn.begin_command()
+        if command == b"BEGIN":
+            self.modes, self.open = command, True
+        return self.open
+
+    def _after_collecting(self, gen: Any) -> Steps:
+        yield from self.backend.collect()
+        return (yield from gen)
 
     def _steps(
         self, conn: Any, kind: str, parts: tuple[Statement, ...], obj: Any, gen: Any
@@ -342,7 +360,13 @@ class Borrower(VirtualTransaction):
 
     def after(self) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""
-        self.busy = False
+        try:
+            self._settle()
+        finally:
+            # Not before: the end of a test waits until nobody sends anything any more.
+            self.busy = False
+
+    def _settle(self) -> None:
         backend = self.backend
         if self._in_section:
             return
@@ -384,8 +408,15 @@ class Borrower(VirtualTransaction):
 
     def close(self, conn: Any, because: str = "the connection is closed") -> None:
         """Return the connection: roll back what is open, and let nobody use it again."""
-        if self.returned:
-            return
+        if self.returned or (self.ended and self.ended != because):
+            return  # where the test has ended, its reset closes it
+        self.busy = True
+        try:
+            self._give_back(conn, because)
+        finally:
+            self.busy = False
+
+    def _give_back(self, conn: Any, because: str) -> None:
         backend = self.backend
         backend.lent.pop(self, None)
         if self.current:

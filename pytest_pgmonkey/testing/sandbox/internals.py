@@ -396,7 +396,11 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
                 return
 
     def close(self) -> None:
-        self._borrower.close(self)
+        pool: Any = getattr(self, "_pool", None)
+        if pool is not None and pool.close_returns and not self.closed:
+            pool.putconn(self)
+        else:
+            self._borrower.close(self)
 
     @contextmanager
     def transaction(
@@ -491,7 +495,11 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
                 return
 
     async def close(self) -> None:
-        self._borrower.close(self)
+        pool: Any = getattr(self, "_pool", None)
+        if pool is not None and pool.close_returns and not self.closed:
+            await pool.putconn(self)
+        else:
+            self._borrower.close(self)
 
     @asynccontextmanager
     async def transaction(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.pq import TransactionStatus
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from ...config import ConnectionSpec
+    from ...connecting import Steps
     from ...handles import AsyncHandle, Handle
     from .sandbox import Sandbox
     from .waiting import Waiter
@@ -132,12 +134,15 @@ class _Lender:
 
     def _lend(self, cls: type[Any]) -> Any:
         self._requests += 1
-        return self._sandbox.lend(
+        conn = self._sandbox.lend(
             cls,
             self._settings,
             autocommit=self._autocommit,
             pool=self if self._pooled else None,
         )
+        if self._pooled:
+            conn._borrower.slots = self._slots
+        return conn
 
     def _check_open(self) -> None:
         if self.closed:
@@ -151,13 +156,25 @@ class _Lender:
         return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec")
 
     def _take_back(self, conn: Any) -> None:
-        if conn._borrower.returned:
-            return
-        status = conn._borrower.status
-        if status != TransactionStatus.IDLE and self._pooled:
-            logger.warning("rolling back returned connection: %s", conn)
-        conn._borrower.close(conn)
-        self._slots.free()
+        borrower = conn._borrower
+        if not borrower.ended:
+            if self._pooled and borrower.status != TransactionStatus.IDLE:
+                logger.warning("rolling back returned connection: %s", conn)
+            borrower.close(conn)
+        slots, borrower.slots = borrower.slots, None
+        if slots is not None:
+            slots.free()
+
+    def _reset_steps(self, conn: Any) -> Steps[None]:
+        """Do what psycopg_pool does with a connection that comes back to a pool with `reset`."""
+        if not conn._borrower.ended:
+            try:
+                if conn.info.transaction_status != TransactionStatus.IDLE:
+                    yield conn.rollback
+                yield partial(self._reset, conn)
+            except Exception as error:
+                logger.warning("error resetting connection: %s", error)
+        self._take_back(conn)
 
     def get_stats(self) -> dict[str, int]:
         """Give psycopg_pool's numbers of the pool as it stands."""
@@ -219,9 +236,10 @@ class SandboxSource(_Lender):
 
     def putconn(self, conn: Any) -> None:
         """Give a borrowed connection back; what is still open on it is rolled back."""
-        if self._reset is not None and not conn.closed:
-            self._reset(conn)
-        self._take_back(conn)
+        if self._reset is None:
+            self._take_back(conn)
+        else:
+            drive(self._reset_steps(conn))
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[SandboxConnection]:
@@ -283,9 +301,10 @@ class AsyncSandboxSource(_Lender):
 
     async def putconn(self, conn: Any) -> None:
         """Give a borrowed connection back; what is still open on it is rolled back."""
-        if self._reset is not None and not conn.closed:
-            await self._reset(conn)
-        self._take_back(conn)
+        if self._reset is None:
+            self._take_back(conn)
+        else:
+            await adrive(self._reset_steps(conn))
 
     @asynccontextmanager
     async def connection(

@@ -49,6 +49,7 @@ class VirtualTransaction:
         "_uses_cursors",
         "_writes",
         "backend",
+        "busy",
         "current",
         "modes",
         "open",
@@ -68,6 +69,8 @@ class VirtualTransaction:
         """The statement that ran last."""
         self.open = False
         """In a virtual transaction."""
+        self.busy = False
+        """In an operation."""
         self._suspended = False  # open, while another uses the backend
         self._unit = False  # in the transaction of one autocommit statement
         self._in_section = False  # in pipeline mode
@@ -292,16 +295,20 @@ class VirtualTransaction:
             or backend.pgconn.transaction_status != _STATUS.INTRANS
         ):
             return False
+        self.busy = True
         self._post_commit()
         self.turn.leave(self)
+        self.busy = False
         return True
 
     def rollback_at_once(self) -> bool:
         """Roll back where the transaction is this borrower's turn; gives whether it was."""
         if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
             return False
+        self.busy = True
         self._post_rollback()
         self.turn.leave(self)
+        self.busy = False
         return True
 
     def _check_not_streaming(self) -> None:
