@@ -122,7 +122,7 @@ def test_all_settings(generate, run_script, make_config, library, type_):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+@pytest.mark.parametrize("type_", ["normal", "async_pool"])
 def test_tls_and_password(generate, run_script, tmp_path, tls_server, library, type_):
     """A password is no part of the script, which finds it, whatever it looks like."""
     role = f"writer_{type_}_{library}"

@@ -69,7 +69,7 @@ def test_a_role_with_its_own_grants_alone(
     pytester.makepyfile(TESTS)
     result = run(f"--pgmonkey-config={config_file}")
     result.assert_outcomes(passed=4)
-    result.stdout.fnmatch_lines(["pgmonkey: config *server.yaml (--pgmonkey-config), isolation=*"])
+    result.stdout.fnmatch_lines(["pgmonkey: config *server.yaml, isolation=rollback (--pgmonkey-config)"])
     assert admin.execute("SELECT count(*) FROM item").fetchone() == (0,)
 
 

@@ -110,7 +110,8 @@ def test_a_worker_that_crashes_takes_no_server_with_it(
     outcomes = result.parseoutcomes()
     assert outcomes["failed"] == 2
     assert "errors" not in outcomes
-    assert {"tests_gw0", "tests_gw1", "tests_gw2"} <= {database for _, _, database in told(crowd)}
+    databases = {database for _, _, database in told(crowd)}
+    assert databases > {"tests_gw0", "tests_gw1"}
     assert (crowd.path / "loaded.txt").read_text().split() == ["loaded"]
     assert not the_home(crowd).exists()
 

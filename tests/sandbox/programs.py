@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -144,7 +145,7 @@ steps = st.one_of(
 programs = st.lists(steps, min_size=1, max_size=14)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The sandbox has refused a step; what follows is not compared."""
 
 
@@ -184,13 +185,13 @@ class Run:
                 while (held := self.slots[slot]) is not None:
                     name = "leave" if held.blocks else "give_back"
                     await self._step(Step(name, slot, (False,)), limit)
-        except Refused:
+        except RefusedError:
             return False
         return True
 
     async def _step(self, step: Step, limit: int | None) -> None:
         if self.steps == limit:
-            raise Refused
+            raise RefusedError
         self.world.note(step)
         held = self.slots[step.slot]
         try:
@@ -200,10 +201,10 @@ class Run:
                 await getattr(self, step.name)(held, *step.args)
         except SandboxError:
             self.refused_at = self.steps
-            raise Refused from None
+            raise RefusedError from None
         except psycopg.errors.LockNotAvailable:
             # A program that would hang: one borrower waits for another in the same thread.
-            raise Refused from None
+            raise RefusedError from None
         except Exception as error:
             self.world.swallow(error)
         self._note_statuses()
@@ -221,10 +222,8 @@ class Run:
 
     @staticmethod
     async def _quietly(function: Callable[..., Any], *args: Any) -> None:
-        try:
+        with suppress(Exception):
             await call(function(*args))
-        except Exception:  # noqa: S110
-            pass
 
     def _note_statuses(self) -> None:
         for held in self.slots:

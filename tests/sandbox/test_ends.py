@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from production.four import block, value
+from production.four import SYNC, block, value
 
 from pytest_pgmonkey import SandboxError
 from pytest_pgmonkey.testing.sandbox import Sandbox
@@ -150,7 +150,7 @@ def test_escape_as_the_last_thing(own: Twins) -> None:
 def test_terminated_backend(own: Twins) -> None:
     """A backend that is terminated fails the test, which does not reconnect in silence."""
     handle = sync_handle(World(own, "normal", real=False))
-    with pytest.raises(psycopg.OperationalError), handle.connection() as conn:
+    with pytest.raises(psycopg.OperationalError), handle.connection() as conn:  # noqa: PT012 - the whole block is meant
         pid = conn.execute("SELECT pg_backend_pid()").fetchone()[0]
         own.admins[False].execute("SELECT pg_terminate_backend(%s, 1000)", [pid])
         with pytest.raises(psycopg.OperationalError):
@@ -233,7 +233,7 @@ def test_task_of_a_stopped_loop(own: Twins) -> None:
     async def begin() -> asyncio.Task[None]:
         task = asyncio.create_task(work())
         pid = own.sandbox.backend.backend_pid
-        while not task.done() and "pg_sleep" not in running(own, pid):
+        while not task.done() and "pg_sleep" not in running(own, pid):  # noqa: ASYNC110 - the server brings it about
             await asyncio.sleep(0.002)
         return task
 
@@ -263,7 +263,7 @@ def test_task_between_statements(own: Twins) -> None:
 
     async def begin() -> asyncio.Task[None]:
         task = asyncio.create_task(work())
-        while not task.done() and own.sandbox.backend.level.name != "DIRECT":
+        while not task.done() and own.sandbox.backend.level.name != "DIRECT":  # noqa: ASYNC110 - the server brings it about
             await asyncio.sleep(0.002)
         await asyncio.sleep(0.01)
         return task
@@ -310,26 +310,25 @@ def running(twins: Twins, pid: int) -> str:
     return str(row[0]) if row else ""
 
 
+@pytest.mark.parametrize("type_", SYNC)
 @sandboxed
 async def test_cancel(w: World) -> None:
     """`cancel()` reaches the borrower's own statement and nobody else's."""
-    if w.type.is_async:
-        pytest.skip("threads")
     pid = w.twins.sandbox.backend.backend_pid
     with ThreadPoolExecutor(1) as threads:
-        async with block((await w.handle()).connection()) as one:
-            async with block((await w.handle()).connection()) as two:
-                one.execute("INSERT INTO t VALUES (1, 'a')")
-                future = threads.submit(one.execute, "SELECT pg_sleep(60)")
-                until(lambda: "pg_sleep" in running(w.twins, pid))
-                two.cancel()
-                two.cancel_safe()
-                assert "pg_sleep" in running(w.twins, pid)
-                one.cancel()
-                assert isinstance(future.exception(5), psycopg.errors.QueryCanceled)
-                assert one.info.transaction_status.name == "INERROR"
-                one.rollback()
-                assert await value(one, "SELECT count(*) FROM t") == 0
+        handle = await w.handle()
+        async with block(handle.connection()) as one, block(handle.connection()) as two:
+            one.execute("INSERT INTO t VALUES (1, 'a')")
+            future = threads.submit(one.execute, "SELECT pg_sleep(60)")
+            until(lambda: "pg_sleep" in running(w.twins, pid))
+            two.cancel()
+            two.cancel_safe()
+            assert "pg_sleep" in running(w.twins, pid)
+            one.cancel()
+            assert isinstance(future.exception(5), psycopg.errors.QueryCanceled)
+            assert one.info.transaction_status.name == "INERROR"
+            one.rollback()
+            assert await value(one, "SELECT count(*) FROM t") == 0
 
 
 @pytest.mark.parametrize("type_", ["async", "async_pool"])
@@ -374,7 +373,7 @@ def test_keyboard_interrupt(own: Twins) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt), handle.connection() as conn:
+    with pytest.raises(KeyboardInterrupt), handle.connection() as conn:  # noqa: PT012 - the whole block is meant
         conn.execute("INSERT INTO t VALUES (1, 'a')")
         conn.execute("SELECT pg_sleep(60)")
     thread.join()

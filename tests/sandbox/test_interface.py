@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from production.four import block, call, execute, value
+from production.four import POOLS, block, call, execute, value
 from psycopg.rows import dict_row
 
 from .twins import Boom, sandboxed, twin
@@ -439,11 +439,10 @@ async def test_statement_timeout(w: World) -> None:
             await w.rows(conn)
 
 
+@pytest.mark.parametrize("type_", POOLS)
 @sandboxed
 async def test_pool_object(w: World) -> None:
     """The pool that a handle gives has psycopg_pool's interface as far as it has a meaning."""
-    if not w.type.is_pool:
-        pytest.skip("a type without a pool")
     handle = await w.handle(pool={"min_size": 1, "max_size": 2, "timeout": 0.05, "name": "mine"})
     pool = handle.pool
     assert (pool.name, pool.min_size, pool.max_size, pool.closed) == ("mine", 1, 2, False)

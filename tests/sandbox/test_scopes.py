@@ -41,7 +41,7 @@ def test_tests_under_a_scope(own: Twins, committed: bool) -> None:
             put(conn, 3)
             conn.commit()
             conn.execute("DELETE FROM t WHERE n = 1")
-        with pytest.raises(Boom), handle.connection() as conn:
+        with pytest.raises(Boom), handle.connection() as conn:  # noqa: PT012 - the whole block is meant
             put(conn, 4)
             raise Boom
         with pytest.raises(psycopg.Error), handle.connection() as conn:
@@ -174,7 +174,7 @@ def test_scope_when_the_server_dies(own: Twins) -> None:
     handle = sync_handle(World(own, "normal", real=False))
     scope = own.sandbox.open_scope()
     put(scope.connection, 1)
-    with pytest.raises(psycopg.OperationalError), handle.connection() as conn:
+    with pytest.raises(psycopg.OperationalError), handle.connection() as conn:  # noqa: PT012 - the whole block is meant
         pid = conn.execute("SELECT pg_backend_pid()").fetchone()[0]
         own.admins[False].execute("SELECT pg_terminate_backend(%s, 1000)", [pid])
         conn.execute("SELECT 1")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg_pool
 import pytest
-from production.four import block, call, execute, value
+from production.four import POOLS, block, call, execute, value
 
 from pytest_pgmonkey import SandboxError
 
@@ -223,11 +223,10 @@ def test_threads_and_tasks_together(twins: Twins) -> None:
         twins.drive(program(), loop=True)
 
 
+@pytest.mark.parametrize("type_", POOLS)
 @sandboxed
 async def test_pool_limits(w: World) -> None:
     """A pool lends `max_size` connections and no more, and lets `max_waiting` wait."""
-    if not w.type.is_pool:
-        pytest.skip("a type without a pool")
     handle = await w.handle(pool={"min_size": 1, "max_size": 2, "timeout": 0.02})
     async with block(handle.connection()), block(handle.connection()):
         with pytest.raises(psycopg_pool.PoolTimeout):
@@ -272,7 +271,7 @@ def test_reader_is_not_disturbed_by_writers(sync_world: World) -> None:
             assert reader.execute("SELECT count(*) FROM t").fetchone() == (number,)
             with handle.connection() as writer:
                 writer.execute("INSERT INTO t VALUES (%s, 'a')", [number])
-            with pytest.raises(Boom), handle.connection() as writer:
+            with pytest.raises(Boom), handle.connection() as writer:  # noqa: PT012 - the whole block is meant
                 writer.execute("DELETE FROM t")
                 raise Boom
 
@@ -296,11 +295,10 @@ def until(condition: Any, seconds: float = 5.0) -> None:
         threading.Event().wait(0.002)
 
 
+@pytest.mark.parametrize("type_", POOLS)
 @sandboxed
 async def test_closed_connection_frees_its_place(w: World) -> None:
     """A borrowed connection that the application closes makes room in the pool."""
-    if not w.type.is_pool:
-        pytest.skip("a type without a pool")
     for options in ({}, {"close_returns": True}):
         handle = await w.handle(pool={"max_size": 1, "timeout": 0.05, **options})
         for _ in range(3):
@@ -313,11 +311,10 @@ async def test_closed_connection_frees_its_place(w: World) -> None:
         await call(handle.pool.putconn(conn))
 
 
+@pytest.mark.parametrize("type_", POOLS)
 @sandboxed
 async def test_pool_reset_function(w: World) -> None:
     """A pool's reset function gets each returned connection, idle, also after an error."""
-    if not w.type.is_pool:
-        pytest.skip("a type without a pool")
     handle = await w.handle(pool={"max_size": 1, "timeout": 0.05})
     seen: list[str] = []
 

@@ -35,7 +35,7 @@ CREATE FUNCTION put(number int) RETURNS int LANGUAGE sql AS
 TABLES = ("t", "late", "soon")
 
 
-class Boom(Exception):
+class Boom(Exception):  # noqa: N818 - it stands for any exception of the application's
     """What a program raises when it means to."""
 
 

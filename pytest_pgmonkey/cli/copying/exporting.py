@@ -133,18 +133,22 @@ def _copy(conn: Connection[Any], statement: sql.Composed, target: Target, path: 
 
 def _rows(pgconn: PGconn, target: Target, bar: Progress) -> Generator[Wait, Any, int]:
     """Write all that libpq has received, then wait for more, until the server has ended."""
-    done, rows, size = 0, [], 1
-    while size >= 0:
-        size, data = pgconn.get_copy_data(1)
+    # Once for each row: whatever else is done here shows in the whole command's time.
+    rows: list[Any] = []
+    get, done = pgconn.get_copy_data, 0
+    add = rows.append
+    while True:
+        size, data = get(1)
         if size > 0:
-            rows.append(data)
+            add(data)
             continue
         done += target.write(rows)
         bar.update(done)
         rows.clear()
-        if size == 0:
-            yield Wait.R
-            pgconn.consume_input()
+        if size < 0:
+            break
+        yield Wait.R
+        pgconn.consume_input()
     return (yield from _outcome(pgconn))
 
 
