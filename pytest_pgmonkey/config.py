@@ -337,6 +337,7 @@ _MAX_NODES = 20_000
 
 
 def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read a YAML file that holds a mapping; nothing in it is judged yet."""
     origin = os.fspath(path)
     try:
         with open(expanded(origin), "rb") as file:  # noqa: PTH123

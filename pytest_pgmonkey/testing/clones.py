@@ -118,7 +118,12 @@ class Clones:
             self._ordered += max(wanted, 0)
         for _ in range(wanted):
             self._count += 1
-            self._enqueue("make", self._server.scratch_name(f"clone{self._count}"))
+            self._enqueue("make", self._name("clone"))
+
+    def _name(self, kind: str) -> str:
+        # The workers of a run share a server of the kit's own, each with a database of its name.
+        of = "" if self._server.source == "config" else f"{self._source}_"
+        return str(self._server.scratch_name(f"{of}{kind}{self._count}"))
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""
@@ -147,7 +152,7 @@ class Clones:
         if self._template is None:
             self._before_copy()
             self._count += 1
-            name = self._server.scratch_name(f"original{self._count}")
+            name = self._name("original")
             self._create(name, self._source)
             self._template = name
 

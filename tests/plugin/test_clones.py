@@ -200,3 +200,23 @@ def test_a_database_in_use_cannot_be_copied(
     result = run(f"--pgmonkey-config={config_file}")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*cannot be copied*role with CREATEDB*"])
+
+
+def test_workers_share_a_server_and_no_clone(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """Under pytest-xdist every worker clones its own database."""
+    pytest.importorskip("xdist")
+    project.makepyfile(
+        """
+        import pytest
+        import app
+
+        @pytest.mark.pgmonkey(isolation="clone")
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(pgmonkey, n):
+            app.add(str(n))
+            assert app.names() == [str(n)]
+        """
+    )
+    run("-n2").assert_outcomes(passed=6)

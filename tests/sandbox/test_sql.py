@@ -83,6 +83,10 @@ async def test_warnings(w: World) -> None:
         await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
         await w.run(conn, "START TRANSACTION READ ONLY")
         await w.run(conn, "ROLLBACK")
+        await w.run(conn, "SET CONSTRAINTS ALL DEFERRED")
+        await w.run(conn, "SET TRANSACTION READ ONLY")
+        await w.run(conn, "SET LOCAL work_mem = '1MB'")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
 
 
 @twin

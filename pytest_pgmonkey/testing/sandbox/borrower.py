@@ -17,6 +17,7 @@ from .internals import (
     DECLARE,
     LOCAL,
     STATEMENT,
+    deliver_warning,
     has_prepared,
     holds,
     read_operation,
@@ -45,6 +46,11 @@ _CLONE_ADVICE: Final = (
 )
 _ADVISED: Final = frozenset({"25001", "2D000", "55P04"})
 _CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
+_ONLY_IN_BLOCKS: Final = {
+    Verb.SET_LOCAL: "SET LOCAL",
+    Verb.SET_TRANSACTION: "SET TRANSACTION",
+    Verb.SET_CONSTRAINTS: "SET CONSTRAINTS",
+}
 _BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
 
 _XIDS: Final = (
@@ -280,6 +286,9 @@ class Borrower(VirtualTransaction):
         if not self.open:
             if conn.autocommit or kind is not STATEMENT:
                 yield from self._begin_unit()
+                if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
+                    message = f"{name} can only be used in transaction blocks"
+                    deliver_warning(conn, "25P01", message)
             else:
                 # Our own commands come first, and must not be before the transaction.
                 yield from self.begin(conn.begin_command())

@@ -17,9 +17,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
 from psycopg._connection_base import BaseConnection
 from psycopg._cursor_base import BaseCursor
-from psycopg._pipeline_base import BasePipeline
 from psycopg._preparing import PrepareManager
-from psycopg._server_cursor_base import ServerCursorMixin
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch_many
 from psycopg.pq.misc import connection_summary
@@ -33,6 +31,15 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from .borrower import Borrower
+
+
+def _owner(cls: type[Any], name: str) -> Any:
+    """Give the class that defines a method: modules move between psycopg's releases."""
+    return next((each for each in cls.__mro__ if name in each.__dict__), cls)
+
+
+BasePipeline: Final = _owner(psycopg.Pipeline, "_sync_gen")
+ServerCursorMixin: Final = _owner(psycopg.ServerCursor, "_declare_gen")
 
 __all__ = [
     "AsyncSandboxConnection",
