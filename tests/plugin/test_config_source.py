@@ -69,7 +69,8 @@ def test_a_role_with_its_own_grants_alone(
     pytester.makepyfile(TESTS)
     result = run(f"--pgmonkey-config={config_file}")
     result.assert_outcomes(passed=4)
-    result.stdout.fnmatch_lines(["pgmonkey: config *server.yaml, isolation=rollback (--pgmonkey-config)"])
+    header = "pgmonkey: config *server.yaml, isolation=rollback (--pgmonkey-config)"
+    result.stdout.fnmatch_lines([header])
     assert admin.execute("SELECT count(*) FROM item").fetchone() == (0,)
 
 

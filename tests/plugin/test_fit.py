@@ -7,10 +7,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 
 def test_strict_markers_and_strict_config(
@@ -232,7 +232,7 @@ def test_the_whole_of_a_suite_may_fail_without_noise(
 
 
 def test_a_refused_wait_is_in_the_report(project: pytest.Pytester, run: Callable[..., Any]) -> None:
-    """A thread that waited in vain is told of, with both places, although it swallowed the error."""
+    """A thread that waited in vain is told of, with both places, although it hid the error."""
     project.makepyfile(
         """
         import threading

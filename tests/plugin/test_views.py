@@ -18,6 +18,7 @@ def test_one_body_over_all_four_types(pytester: pytest.Pytester, run: Callable[.
         import pytest
 
         pytestmark = pytest.mark.pgmonkey(types="all")
+        ALL = "SELECT a FROM t ORDER BY a"
 
         def test_sync(pgmonkey_connection):
             handle = pgmonkey_connection
@@ -42,9 +43,9 @@ def test_one_body_over_all_four_types(pytester: pytest.Pytester, run: Callable[.
                     assert cursor.execute("SELECT a FROM t ORDER BY a").fetchone() == (1,)
                     assert cursor.fetchmany(2) == [(4,), (5,)]
                     assert cursor.fetchall() == [(6,), (7,)]
-                    assert [a for a, in cursor.stream("SELECT a FROM t ORDER BY a")] == [1, 4, 5, 6, 7]
+                    assert [a for a, in cursor.stream(ALL)] == [1, 4, 5, 6, 7]
                     with cursor.copy("COPY (SELECT a FROM t ORDER BY a) TO STDOUT") as copy:
-                        assert [row for row in copy.rows()] == [("1",), ("4",), ("5",), ("6",), ("7",)]
+                        assert "".join(a for a, in copy.rows()) == "14567"
                 row = conn.execute("SELECT count(*) FROM t").fetchone()
                 assert row == (5,)
                 assert conn.info.transaction_status.name == "INTRANS"
@@ -76,9 +77,9 @@ def test_one_body_over_all_four_types(pytester: pytest.Pytester, run: Callable[.
                     await cursor.executemany("INSERT INTO t VALUES (%s, %s)", [(6, "m"), (7, "m")])
                     await cursor.execute("SELECT a FROM t ORDER BY a")
                     assert [a async for a, in cursor] == [1, 4, 6, 7]
-                    assert [a async for a, in cursor.stream("SELECT a FROM t ORDER BY a")] == [1, 4, 6, 7]
+                    assert [a async for a, in cursor.stream(ALL)] == [1, 4, 6, 7]
                     async with cursor.copy("COPY (SELECT a FROM t ORDER BY a) TO STDOUT") as copy:
-                        assert [row async for row in copy.rows()] == [("1",), ("4",), ("6",), ("7",)]
+                        assert [a async for a, in copy.rows()] == ["1", "4", "6", "7"]
                 cursor = await conn.execute("SELECT count(*) FROM t")
                 assert await cursor.fetchone() == (4,)
             with pytest.raises(psycopg.errors.UniqueViolation):
@@ -93,7 +94,7 @@ def test_one_body_over_all_four_types(pytester: pytest.Pytester, run: Callable[.
 
         def test_refusal(pgmonkey_connection):
             if type(pgmonkey_connection).__name__ == "BlockingHandle":
-                with pytest.raises(AttributeError, match="'_borrow' is not passed on by BlockingHandle"):
+                with pytest.raises(AttributeError, match="'_borrow' is not passed on"):
                     pgmonkey_connection._borrow
         """
     )

@@ -89,7 +89,6 @@ _OVERRIDDEN: Final = (
     "_deallocate",
     "_exec_command",
     "_get_tx_start_command",
-    "_pipeline_nolock",
     "_start_query",
 )
 _ATTRIBUTES: Final = ("_adapters", "_autocommit", "_num_transactions", "_prepared", "_pipeline")
