@@ -120,7 +120,7 @@ def compared(name: str, turn: Callable[[], tuple[float, float]], rounds: int) ->
     times = [turn() for _ in range(rounds + 1)][1:]
     theirs, mine = (statistics.median(each) for each in zip(*times, strict=True))
     ratio = mine / theirs
-    print(f"{name}: {ratio:.2f} x psql ({mine:.2f} s against {theirs:.2f} s)")  # noqa: T201
+    print(f"{name}: {ratio:.2f} x psql ({mine:.2f} s against {theirs:.2f} s)")
     return ratio <= GOAL
 
 
@@ -132,7 +132,7 @@ def memory(bench: Bench) -> bool:
         measured[rows] = bench.peaks()
     for name in ("export", "import"):
         few, many = (peaks[name] for peaks in measured.values())
-        print(f"{name}: {few} MB for 100,000 rows, {many} MB for 2,000,000")  # noqa: T201
+        print(f"{name}: {few} MB for 100,000 rows, {many} MB for 2,000,000")
         good &= many < MEMORY_GOAL and many <= few * FLAT
     return good
 

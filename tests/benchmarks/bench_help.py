@@ -29,7 +29,7 @@ def main(runs: int = 40) -> int:
     # The first turn reads the files from the disk and compiles them.
     medians = {name: statistics.median(each[1:]) for name, each in times.items()}
     ratio = medians["ours"] / medians["theirs"]
-    print(  # noqa: T201
+    print(
         f"--help: {ratio:.2f} x "
         f"({1000 * medians['ours']:.0f} ms against {1000 * medians['theirs']:.0f} ms)"
     )

@@ -31,7 +31,7 @@ def main(runs: int = 25) -> int:
     # The first turn reads the files from the disk and compiles them.
     medians = {name: statistics.median(each[1:]) for name, each in times.items()}
     ratio = (medians["ours"] - medians["bare"]) / (medians["theirs"] - medians["bare"])
-    print(  # noqa: T201
+    print(
         f"import: {ratio:.3f} x ({1000 * (medians['ours'] - medians['bare']):.0f} ms "
         f"against {1000 * (medians['theirs'] - medians['bare']):.0f} ms)"
     )

@@ -60,7 +60,7 @@ def main(rounds: int = 15) -> int:
     finally:
         server.stop()
     ratio = statistics.median(ratios)
-    print(f"pool block: {ratio:.3f} x psycopg_pool ({min(ratios):.3f} to {max(ratios):.3f})")  # noqa: T201
+    print(f"pool block: {ratio:.3f} x psycopg_pool ({min(ratios):.3f} to {max(ratios):.3f})")
     return 0 if ratio <= GOAL else 1
 
 

@@ -223,9 +223,7 @@ def compare(conninfo: dict[str, str], rounds: int) -> int:
         mine, other = (statistics.median(each[5:]) * 1e6 for each in times)
         ratio = mine / other
         late += ratio > goal
-        print(  # noqa: T201
-            f"{name:28} {ratio:.3f} x (goal {goal}; {mine:.0f} us against {other:.0f} us)"
-        )
+        print(f"{name:28} {ratio:.3f} x (goal {goal}; {mine:.0f} us against {other:.0f} us)")
     sources.interceptor = None
     return 1 if late else 0
 
