@@ -291,6 +291,16 @@ class _Sandboxed(BaseConnection[Any]):
         if self._borrower.status != IDLE or self._num_transactions:
             yield from super()._check_intrans_gen(attribute)
 
+    # psycopg looks at the real session, in which there is always a transaction.
+
+    def _commit_gen(self) -> Generator[Any, Any, None]:
+        if self._num_transactions or self._borrower.status != IDLE:
+            yield from super()._commit_gen()
+
+    def _rollback_gen(self) -> Generator[Any, Any, None]:
+        if self._num_transactions or self._pipeline or self._borrower.status != IDLE:
+            yield from super()._rollback_gen()
+
     def _start_query(self) -> Generator[Any, Any, None]:
         self._check_connection_ok()
         if self._autocommit or self._borrower.open:
@@ -304,6 +314,9 @@ class _Sandboxed(BaseConnection[Any]):
         if type(command) is bytes:
             self._check_connection_ok()
             borrower = self._borrower
+            if command in (b"COMMIT", b"ROLLBACK") and borrower.status == IDLE:
+                # Only a `transaction()` block sends them where SQL has already ended it.
+                deliver_warning(self, "25P01", "there is no transaction in progress")
             if command == b"COMMIT":
                 return (yield from borrower.commit())
             if command == b"ROLLBACK":
@@ -345,6 +358,10 @@ class _Sandboxed(BaseConnection[Any]):
     def _virtual_transaction(self, transaction: Any) -> Any:
         transaction.pgconn = _VirtualPGconn(self)
         return transaction
+
+
+register_control(_Sandboxed._commit_gen)
+register_control(_Sandboxed._rollback_gen)
 
 
 class SandboxConnection(_Sandboxed, Connection[Any]):
