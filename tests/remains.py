@@ -58,5 +58,8 @@ def is_gone(directory: Path, processes: set[int]) -> bool:
 
 
 def command_line(pid: int) -> bytes:
-    """The arguments of a process; a zombie has none."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    """The arguments of a process; one that has ended has none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

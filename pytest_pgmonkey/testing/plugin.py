@@ -159,10 +159,22 @@ def _mentions(file: Path) -> bool:
 
 def uses_kit(item: pytest.Item) -> bool:
     """Whether a test asks for a database, by fixture or marker."""
-    names = getattr(item, "fixturenames", ())
-    return any(name.startswith(_PREFIX) for name in names) or (
-        item.get_closest_marker(_MARKER) is not None
+    info = getattr(item, "_fixtureinfo", None)
+    known = info.name2fixturedefs if info is not None else {}
+    return item.get_closest_marker(_MARKER) is not None or any(
+        name.startswith(_PREFIX) and _is_ours(name, known.get(name, ()))
+        for name in getattr(item, "fixturenames", ())
     )
+
+
+def _is_ours(name: str, definitions: Sequence[Any]) -> bool:
+    """Whether a fixture is the plugin's: a project may have one of its own by that name."""
+    for definition in reversed(definitions):
+        if definition.func.__module__ == f"{__package__}.fixtures":
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
 
 
 @pytest.hookimpl(trylast=True)

@@ -58,6 +58,10 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # In CI pytest repeats whole messages in its summary.
+            env={name: value for name, value in os.environ.items() if name != "CI"},
+            # Inherited as ignored where the suite runs under nohup.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def wait_for(self, name: str) -> None:

@@ -421,7 +421,7 @@ class VirtualTransaction:
         if not self.open:
             yield from self.backend.stand()
             self._unit = True
-        else:
+        elif self.backend.in_transaction:
             yield from self.guard()
         self.pin()
         self.steady = False
