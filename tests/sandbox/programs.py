@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from hypothesis import strategies as st
-from production.four import call, execute
+from production.four import call
 
 from pytest_pgmonkey import PGConnectionManager, SandboxError
 
@@ -340,7 +340,8 @@ class Run:
         await call(enter(context)())
         try:
             for query in queries:
-                await execute(held.conn, query)
+                # When a pipeline's statement is prepared depends on how soon results come in.
+                await call(held.conn.execute(query, prepare=False))
         except Exception as error:
             if not await call(exit_(context)(type(error), error, error.__traceback__)):
                 raise
