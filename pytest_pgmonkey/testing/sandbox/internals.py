@@ -19,7 +19,7 @@ from psycopg._connection_base import BaseConnection
 from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import PrepareManager
 from psycopg.errors import error_from_result
-from psycopg.generators import execute, fetch_many
+from psycopg.generators import execute
 from psycopg.pq.misc import connection_summary
 from psycopg.transaction import BaseTransaction
 
@@ -47,12 +47,10 @@ __all__ = [
     "check_psycopg",
     "error_from_result",
     "execute",
-    "fetch_many",
     "lend",
 ]
 
 IDLE: Final = pq.TransactionStatus.IDLE
-ACTIVE: Final = pq.TransactionStatus.ACTIVE
 
 STATEMENT: Final = "statement"
 DECLARE: Final = "declare"
@@ -110,6 +108,10 @@ def check_psycopg() -> None:
         code = getattr(getattr(owner, name, None), "__code__", None)
         if variable and code is not None and variable not in code.co_varnames:
             missing.append(f"{owner.__name__}.{name}({variable})")
+    _refuse_if(missing)
+
+
+def _refuse_if(missing: list[str]) -> None:
     if missing:
         raise SandboxError(
             f"psycopg {psycopg.__version__} is not supported by this version of pytest-pgmonkey "
@@ -583,6 +585,7 @@ class Template:
         for cls in (SandboxConnection, AsyncSandboxConnection):
             conn = cls(pgconn)
             attributes = dict(conn.__dict__)
+            _refuse_if([f"{cls.__name__}.{a}" for a in _ATTRIBUTES if a not in attributes])
             conn.__dict__.clear()
             self._attributes[cls] = attributes
         pgconn.notice_handler, pgconn.notify_handler = handlers
