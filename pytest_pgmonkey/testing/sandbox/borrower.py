@@ -215,36 +215,51 @@ class Borrower(VirtualTransaction):
         if self._in_section:
             self._check_section(parts)
             return gen
-        if len(parts) == 1 and parts[0].plain and self._begins_quietly(conn, obj):
-            self._note(parts[0])
-            return self._after_collecting(gen) if self.backend.behind else gen
+        if len(parts) == 1 and parts[0].plain and not obj.closed:
+            shortcut = self._shortcut(conn, gen)
+            if shortcut is not None:
+                self._note(parts[0])
+                return shortcut
         if kind is DECLARE:
             kind, parts = STATEMENT, DECLARATIONS[holds(obj)]
         return self._steps(conn, kind, parts, obj, gen)
 
-    def _begins_quietly(self, conn: Any, cursor: Any) -> bool:
-        """Whether nothing need be sent before a plain statement; begins what it begins."""
+    def _shortcut(self, conn: Any, gen: Steps) -> Steps | None:
+        """Give what runs a plain statement where there is little or nothing to do before it."""
         backend = self.backend
         if self._suspended or backend.settings_of is not self.session:
-            return False
-        if self.open:
-            return True
-        if (
-            backend.level is not Level.STANDING
-            or cursor.closed
-            or (self.session is not None and self.session.sets_modes)
-        ):
-            return False
-        if conn.autocommit:
-            # A commit of anything but its end would have to ask the server.
-            self._unit = backend.deferrable == [] and not self._temporary
-            return self._unit
-        command = conn.begin_command()
-        if command == b"BEGIN":
-            self.modes, self.open = command, True
-        return self.open
+            return None
+        if not self.open:
+            if self.session is not None and self.session.sets_modes:
+                return None
+            if conn.autocommit:
+                # A commit that does more than end it would have to ask the server.
+                if (
+                    backend.level is not Level.STANDING
+                    or backend.deferrable != []
+                    or self._temporary
+                ):
+                    return None
+                self._unit = True
+            elif conn.begin_command() != b"BEGIN":
+                return None
+            elif backend.is_fresh:
+                return self._begin_outer(gen)
+            elif backend.level is Level.STANDING:
+                self.modes, self.open = b"BEGIN", True
+            else:
+                return None
+        return self._after_collecting(gen) if backend.behind else gen
 
-    def _after_collecting(self, gen: Any) -> Steps:
+    def _begin_outer(self, gen: Steps) -> Steps:
+        backend = self.backend
+        if backend.behind:
+            yield from backend.collect()
+        yield from backend.begin(b"BEGIN", b"")
+        self.modes, self.open = b"BEGIN", True
+        return (yield from gen)
+
+    def _after_collecting(self, gen: Steps) -> Steps:
         yield from self.backend.collect()
         return (yield from gen)
 

@@ -47,7 +47,6 @@ __all__ = [
     "check_psycopg",
     "error_from_result",
     "execute",
-    "lend",
 ]
 
 IDLE: Final = pq.TransactionStatus.IDLE
@@ -590,38 +589,31 @@ class Template:
             self._attributes[cls] = attributes
         pgconn.notice_handler, pgconn.notify_handler = handlers
 
-    def make(self, cls: type[Any], borrower: Borrower, prepared_index: int) -> Any:
-        """Give a wrapper that nobody else uses."""
+    def lend(
+        self,
+        cls: type[Any],
+        borrower: Borrower,
+        *,
+        autocommit: bool,
+        pool: object | None,
+        prepared_index: int,
+    ) -> Any:
+        """Give a connection that nobody else uses, as `connect()` or a pool would."""
         conn: Any = object.__new__(cls)
         fields = conn.__dict__
         fields.update(self._attributes[cls])
-        prepared = PrepareManager()
+        fields["_prepared"] = prepared = PrepareManager()
         prepared._prepared_idx = prepared_index
-        fields["_prepared"] = prepared
         fields["_notice_handlers"] = []
         fields["_notify_handlers"] = []
         fields["_notifies_backlog"] = deque()
         fields["lock"] = Lock() if cls is SandboxConnection else type(fields["lock"])()
         fields["_borrower"] = borrower
+        fields["_autocommit"] = autocommit
+        if pool is not None:
+            fields["_pool"] = pool
         borrower.wrapper = weakref.ref(conn)
         return conn
-
-
-def lend(
-    template: Template,
-    cls: type[Any],
-    borrower: Borrower,
-    *,
-    autocommit: bool,
-    pool: object | None,
-    prepared_index: int,
-) -> Any:
-    """Give a connection over the shared PGconn, as `connect()` or a pool would."""
-    conn = template.make(cls, borrower, prepared_index)
-    conn._autocommit = autocommit
-    if pool is not None:
-        conn._pool = pool
-    return conn
 
 
 def deliver_notice(conn: Any, result: Any) -> None:

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from .backend import Backend
 from .borrower import Borrower
-from .internals import SandboxConnection, check_psycopg, lend
+from .internals import SandboxConnection, check_psycopg
 from .lending import AsyncSandboxSource, SandboxSource
 from .places import caller
 
@@ -145,8 +145,7 @@ class Sandbox:
         self._borrowed += 1
         borrower = Borrower(backend, caller(), settings, self.wait_timeout)
         backend.lent[borrower] = None
-        return lend(
-            backend.template,
+        return backend.template.lend(
             cls,
             borrower,
             autocommit=autocommit,
