@@ -73,7 +73,7 @@ class Clones:
     """
 
     def __init__(self, server: Server, source: str, before_copy: Callable[[], None]) -> None:
-        self._server: Any = server
+        self._server = server
         self._source = source
         self._before_copy = before_copy
         self._template: str | None = None
@@ -106,8 +106,10 @@ class Clones:
         if ordered != done:
             return object()  # our own jobs write, too
         if self._watch is None or self._watch.closed:
-            conninfo = self._server.admin_conninfo()
-            self._watch = psycopg.connect(**conninfo, autocommit=True)
+            self._watch = psycopg.Connection.connect(
+                **self._server.admin_conninfo(),  # type: ignore[arg-type]
+                autocommit=True,
+            )
         row = self._watch.execute(_NEXT_XID).fetchone()
         return row, ordered
 
@@ -123,7 +125,7 @@ class Clones:
     def _name(self, kind: str) -> str:
         # The workers of a run share a server of the kit's own, each with a database of its name.
         of = "" if self._server.source == "config" else f"{self._source}_"
-        return str(self._server.scratch_name(f"{of}{kind}{self._count}"))
+        return self._server.scratch_name(f"{of}{kind}{self._count}")
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""

@@ -13,9 +13,10 @@ from psycopg import sql
 from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..config import ConnectionSpec
+    from .template import Recipe
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
@@ -59,7 +60,7 @@ class ConfiguredServer:
             return str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
 
     @property
-    def database(self) -> str:
+    def existing(self) -> str:
         """The database that the file names."""
         return self.spec.dbname or "postgres"
 
@@ -67,7 +68,7 @@ class ConfiguredServer:
         return {**self.spec.conninfo_dict, "dbname": dbname}
 
     def admin_conninfo(self, dbname: str = "") -> dict[str, str]:
-        return self.conninfo(dbname or self.database)
+        return self.conninfo(dbname or self.existing)
 
     def config(self, dbname: str) -> dict[str, Any]:
         settings = {**self._config["connection_settings"], "dbname": dbname}
@@ -100,6 +101,16 @@ class ConfiguredServer:
         if name in self._made and self._lock is not None:
             self._made.remove(name)
             self._drop(self._lock, name)
+
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> None:
+        """Have the schema loaded into each database."""
+
+    def publish(self) -> None:
+        """The server is everybody's already."""
+
+    def log(self) -> str:
+        """Give nothing: the log is its owner's."""
+        return ""
 
     def stop(self) -> None:
         """Drop what this run has made."""

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from ..handles import AsyncHandle, Handle
     from ..manager import PGConnectionManager
+    from .database import Database
     from .facade import PGMonkey
-    from .kit import Database, Kit
+    from .kit import Kit
     from .servers import Server
 
 

@@ -7,17 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-import yaml
-from psycopg.conninfo import make_conninfo
 
 from ..config import connection_spec
 from ..connecting import AsyncDirectSource, Connector, DirectSource
-from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
 from .clones import Clones, CloneWorld
-from .directories import choose_directories
-from .guarded import GuardedProcess
+from .database import Database, KitError, SpoiledError
 from .interception import Phase
 from .launch import start_server
 from .sandbox import Sandbox
@@ -39,18 +35,10 @@ if TYPE_CHECKING:
     from .template import Recipe
     from .workers import Worker
 
-__all__ = ["Database", "Kit", "KitError"]
+__all__ = ["Kit"]
 
 
 _PATIENCE: Final = 10.0
-
-
-class KitError(PGMonkeyError):
-    """The kit cannot give a test what it asks for; the message says what to do."""
-
-
-class SpoiledError(KitError):
-    """A test has committed something that cannot be undone: no other may run on it."""
 
 
 class _Preparation:
@@ -69,86 +57,6 @@ class _Preparation:
 
     def async_source(self, handle: AsyncHandle) -> AsyncDirectSource:
         return AsyncDirectSource(self._connector(handle))
-
-
-class Database:
-    """The prepared database of this process; the value of the fixture `pgmonkey_database`."""
-
-    def __init__(self, kit: Kit, name: str, *, existing: bool) -> None:
-        self.kit: Final = kit
-        self.name: Final = name
-        self.existing: Final = existing
-        self._guarded: GuardedProcess | None = None
-
-    def __repr__(self) -> str:
-        return f"<Database {self.name!r} on {self.kit.server.description}>"
-
-    @property
-    def dsn(self) -> str:
-        """What libpq connects with: `host=… dbname=…`."""
-        return make_conninfo(**self.kit.server.conninfo(self.name))
-
-    @property
-    def url(self) -> str:
-        """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
-        return _url(self.kit.server.conninfo(self.name))
-
-    @property
-    def config_path(self) -> Path:
-        """A YAML file that leads a subprocess to this database; it is removed with the run."""
-        if self._guarded is None:
-            # It may hold a password: a guardian removes it even after a SIGKILL.
-            self._guarded = GuardedProcess(choose_directories(None)[:1], None)
-            with self._config_file.open("x", encoding="utf-8") as file:
-                self._config_file.chmod(0o600)
-                yaml.safe_dump(self.kit.server.config(self.name), file)
-        return self._config_file
-
-    @property
-    def _config_file(self) -> Path:
-        assert self._guarded is not None
-        return self._guarded.home / "pgmonkey_config.yaml"
-
-    @contextmanager
-    def unblock(self) -> Iterator[None]:
-        """Let handles write to this database for a block, for data that every test shall see.
-
-        Raises KitError in an existing database, in which nothing is ever committed.
-        """
-        if self.existing:
-            raise KitError(
-                f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
-                "it. Use scratch databases (--pgmonkey-database=scratch)"
-            )
-        self.kit.note_unblocked()
-        with self.kit.preparing(self.name):
-            yield
-
-    def remove_files(self) -> None:
-        """Remove the file of `config_path`."""
-        if self._guarded is not None:
-            self._guarded.end()
-            self._guarded = None
-
-
-def _url(conninfo: dict[str, str]) -> str:
-    from urllib.parse import quote, urlencode
-
-    rest = dict(conninfo)
-    user, password = rest.pop("user", ""), rest.pop("password", None)
-    host, port, dbname = rest.pop("host", ""), rest.pop("port", ""), rest.pop("dbname", "")
-    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
-    address = host
-    if host.startswith("/") or "," in host or not host:
-        # A socket's directory cannot stand where a host name does.
-        rest = {"host": host, **({"port": port} if port else {}), **rest}
-        address = port = ""
-    elif ":" in host:
-        address = f"[{host}]"
-    address += f":{port}" if port else ""
-    query = f"?{urlencode({k: v for k, v in rest.items() if v}, quote_via=quote)}" if rest else ""
-    at = "@" if login else ""
-    return f"postgresql://{login}{at}{address}/{quote(dbname, safe='')}{query}"
 
 
 class Kit:
@@ -186,7 +94,7 @@ class Kit:
         """The server, started at its first use."""
         if self._server is None:
             self._server = start_server(self.options, self.worker)
-            self._publish()
+            self._server.publish()
         return self._server
 
     def prepare(self, steps: Iterable[Any], launched: Launch | None = None) -> Database:
@@ -195,14 +103,12 @@ class Kit:
         The server may be launched already, with these steps in mind.
         """
         self._steps = resolve_steps(steps, self.options.rootdir)
-        scratch = self._wants_scratch()
-        if self.options.config is None:
-            self._prepare_template(launched)
-        server: Any = self.server
-        name = server.scratch_name("tests") if scratch else server.database
-        if scratch:
+        self._prepare_template(launched)
+        existing = self._existing()
+        name = existing or self.server.scratch_name("tests")
+        if existing is None:
             self._create(name)
-        self._database = Database(self, name, existing=not scratch)
+        self._database = Database(self, name, existing=existing is not None)
         conninfo = self.server.conninfo(name)
         self._sandbox = Sandbox(conninfo, self.options.wait_timeout)
         self._specs = {
@@ -212,17 +118,15 @@ class Kit:
         self._sandbox.connect()
         return self._database
 
-    def _wants_scratch(self) -> bool:
-        options = self.options
-        if options.config is None:
-            return True
-        wanted = bool(self._steps or options.extensions)
-        if options.database == "existing" and wanted:
+    def _existing(self) -> str | None:
+        """Name the database that tests run in as it is, `None` where they get one of their own."""
+        wanted = bool(self._steps or self.options.extensions)
+        if self.options.database == "existing" and wanted:  # steps that a fixture has given
             raise KitError(
                 "--pgmonkey-database is existing: nothing is ever committed in it, so schema and "
                 "extensions cannot be loaded; use scratch databases"
             )
-        return options.database == "scratch" or wanted
+        return None if self.options.database == "scratch" or wanted else self.server.existing
 
     def _prepare_template(self, launched: Launch | None) -> None:
         """Have a server with the template of the schema; one that fails to get it is stopped."""
@@ -236,26 +140,19 @@ class Kit:
             self._server = start_server(self.options, self.worker, self._recipe)
         try:
             self._find_template()
-            self._publish()
+            self._server.publish()
         except BaseException:
             self._server.stop()
             self._server = None
             raise
 
     def _find_template(self) -> str | None:
-        server: Any = self._server
-        return server.template(self._recipe, self._load) if self._recipe else None
-
-    def _publish(self) -> None:
-        if self.options.config is None:
-            self._server.publish()  # type: ignore[union-attr]
+        return self.server.template(self._recipe, self._load) if self._recipe else None
 
     def _create(self, name: str) -> None:
-        server: Any = self.server
-        if self.options.config is None:
-            server.create_database(name, self._find_template())
-        else:
-            server.create_database(name)
+        template = self._find_template()
+        self.server.create_database(name, template)
+        if template is None:
             self._load(name)
 
     def _load(self, name: str) -> None:
@@ -404,8 +301,8 @@ class Kit:
         try:
             self.sandbox.connect(_PATIENCE)
         except psycopg.OperationalError as error:
-            log = self.server.log() if self.options.config is None else ""  # type: ignore[attr-defined]
-            self._lost = "\n".join(filter(None, [f"the server has ended: {error}", log]))
+            last_words = filter(None, [f"the server has ended: {error}", self.server.log()])
+            self._lost = "\n".join(last_words)
 
     def _rebuild(self, failures: list[str]) -> None:
         """Make the database anew after something was committed in it."""
@@ -415,7 +312,7 @@ class Kit:
         if self.database.existing or self._unblocked:
             failures = [*failures, f"the database {name!r} is no longer as it was: the run stops"]
             raise SpoiledError("; ".join(failures))
-        self.server.drop_database(name)  # type: ignore[attr-defined]
+        self.server.drop_database(name)
         self._create(name)
 
     def handle(self, connection_type: str) -> Any:

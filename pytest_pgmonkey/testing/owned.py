@@ -31,6 +31,7 @@ WHERE copy.datname = %s AND model.datname = %s AND setdatabase = model.oid
 class OwnServer(ABC):
     """A server on which the superuser prepares databases that the tests' role owns."""
 
+    existing = None
     _alone = True
 
     @property

@@ -33,7 +33,8 @@ from .options import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from .kit import Database, Kit
+    from .database import Database
+    from .kit import Kit
     from .workers import Worker
 
 pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
@@ -345,7 +346,7 @@ def begin(kit: Kit) -> None:
 
 def settle(kit: Kit) -> None:
     """End a test: roll it back, and fail it for what went wrong unseen."""
-    from .kit import SpoiledError
+    from .database import SpoiledError
 
     with show_errors():
         try:

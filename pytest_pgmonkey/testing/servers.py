@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .binaries import Binaries
     from .options import Options
+    from .template import Recipe
 
-__all__ = ["Choice", "Server", "ServerStartError", "choose", "settings_of"]
+__all__ = ["Choice", "Server", "ServerStartError", "choose", "settings_of", "url_of"]
 
 
 class ServerStartError(PGMonkeyError):
@@ -30,7 +33,8 @@ class Server(Protocol):
     """A running server that tests may use.
 
     `source` is where it comes from (`embedded`, `config` or `container`), `description` says so
-    in the report header, `version` is the server's, such as `18.6`.
+    in the report header, `version` is the server's, such as `18.6`. `existing` names a database
+    that is somebody else's, in which tests may run as it is.
     """
 
     @property
@@ -39,6 +43,8 @@ class Server(Protocol):
     def description(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def existing(self) -> str | None: ...
 
     def conninfo(self, dbname: str) -> dict[str, str]:
         """Give libpq's keywords for the tests' role."""
@@ -48,6 +54,27 @@ class Server(Protocol):
 
     def config(self, dbname: str) -> dict[str, Any]:
         """Give a configuration as it would stand in a YAML file."""
+
+    def scratch_name(self, name: str) -> str:
+        """Give the name of a database that is this process's own."""
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a database for the tests' role, empty or a copy of another."""
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database of this run with the sessions that are still in it."""
+
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
+        """Give the database that a recipe makes, `None` where each must be loaded by itself.
+
+        `load` is called with the name of an empty database by the first who asks.
+        """
+
+    def publish(self) -> None:
+        """Let the other workers of the run use the server from now on."""
+
+    def log(self) -> str:
+        """Give the last lines that the server wrote, where they can be had."""
 
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
@@ -116,3 +143,24 @@ def settings_of(conninfo: dict[str, str]) -> dict[str, Any]:
             key: int(value) if key == "port" else value for key, value in conninfo.items()
         }
     }
+
+
+def url_of(conninfo: dict[str, str]) -> str:
+    """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
+    from urllib.parse import quote, urlencode
+
+    rest = dict(conninfo)
+    user, password = rest.pop("user", ""), rest.pop("password", None)
+    host, port, dbname = rest.pop("host", ""), rest.pop("port", ""), rest.pop("dbname", "")
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    address = host
+    if host.startswith("/") or "," in host or not host:
+        # A socket's directory cannot stand where a host name does.
+        rest = {"host": host, **({"port": port} if port else {}), **rest}
+        address = port = ""
+    elif ":" in host:
+        address = f"[{host}]"
+    address += f":{port}" if port else ""
+    query = f"?{urlencode({k: v for k, v in rest.items() if v}, quote_via=quote)}" if rest else ""
+    at = "@" if login else ""
+    return f"postgresql://{login}{at}{address}/{quote(dbname, safe='')}{query}"

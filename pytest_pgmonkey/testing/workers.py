@@ -110,6 +110,8 @@ def start_or_join(binaries: Binaries, worker: Worker, recipe: Recipe | None) -> 
                 return server
         elif facts := _await_facts(home):
             return JoinedServer(binaries, worker, home, facts)
+        else:
+            deadline = time.monotonic() + _PATIENCE
 
 
 def _is_home(directory: Path) -> bool:
