@@ -41,6 +41,8 @@ __all__ = [
     "PoolSource",
     "adrive",
     "drive",
+    "setting_overwritten",
+    "setting_refused",
     "settings_steps",
 ]
 
@@ -112,7 +114,7 @@ def settings_steps(conn: AnyConnection, spec: ConnectionSpec) -> Steps[None]:
     current = yield from _row(cursor, "pg_catalog.current_setting(%s)", len(names), names)
     for name, was, now in zip(names, applied, current, strict=True):
         if was != now:
-            raise _setting_error(spec, name, "another setting of this section overwrites it")
+            raise setting_overwritten(spec, name)
 
 
 def _row(cursor: Any, expression: str, times: int, params: list[str]) -> Steps[tuple[str, ...]]:
@@ -127,12 +129,24 @@ def _name_the_culprit(cursor: Any, one: str, spec: ConnectionSpec) -> Steps[None
         try:
             yield from _row(cursor, one, 1, list(setting))
         except psycopg.Error as error:  # noqa: PERF203
-            message = error.diag.message_primary
-            if message is None:
-                return  # The connection is lost: the error of the caller says so.
-            problem = redact_text(message, spec.secrets)
-            # Its own text could show a value.
-            raise _setting_error(spec, setting[0], problem) from None
+            refused = setting_refused(spec, setting[0], error)
+            if refused is None:
+                return  # The error of the caller says so.
+            raise refused from None
+
+
+def setting_refused(spec: ConnectionSpec, name: str, error: psycopg.Error) -> ConfigError | None:
+    """Give what is wrong with a setting of a file; `None` where the connection is lost."""
+    message = error.diag.message_primary
+    if message is None:
+        return None
+    # The error's own text could show a value.
+    return _setting_error(spec, name, redact_text(message, spec.secrets))
+
+
+def setting_overwritten(spec: ConnectionSpec, name: str) -> ConfigError:
+    """Give the error of a setting that another one of its section takes back."""
+    return _setting_error(spec, name, "another setting of this section overwrites it")
 
 
 def _setting_error(spec: ConnectionSpec, name: str, problem: str) -> ConfigError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,9 +16,10 @@ from pytest_pgmonkey import PGConnectionManager, SandboxError
 from .twins import Boom, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Coroutine
 
 SLOTS = 2
+BORROWS = 6
 
 # {b} numbers the borrow: what the one session shares (temporary tables, names) must not collide.
 READS = (
@@ -162,6 +165,65 @@ class Slot:
         self.streamed = False
 
 
+class Hands:
+    """Who runs the steps of one slot: always the same thread, or the same task of the loop.
+
+    The next step of a program is begun when the last one has ended, whoever runs it. With `loops`
+    the async types have threads too, each with a loop of its own.
+    """
+
+    def __init__(self, world: World, *, loops: bool) -> None:
+        self._world = world
+        self._in_tasks = world.type.is_async and not loops
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+        self._loops: dict[int, asyncio.AbstractEventLoop] = {}
+        self._tasks: dict[int, tuple[asyncio.Task[None], asyncio.Queue[Any]]] = {}
+
+    async def do(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
+        """Have a step done by the slot's thread or task."""
+        if self._in_tasks:
+            await self._in_task(slot, step)
+        else:
+            if slot not in self._threads:
+                self._threads[slot] = ThreadPoolExecutor(1)
+            self._threads[slot].submit(self._drive, slot, step).result()
+
+    def _drive(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
+        if self._world.type.is_async:
+            if slot not in self._loops:
+                self._loops[slot] = asyncio.new_event_loop()
+            self._loops[slot].run_until_complete(step)
+        else:
+            self._world.twins.drive(step, loop=False)
+
+    async def _in_task(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
+        if slot not in self._tasks:
+            queue: asyncio.Queue[Any] = asyncio.Queue()
+            self._tasks[slot] = asyncio.create_task(self._work(queue)), queue
+        done = asyncio.get_running_loop().create_future()
+        self._tasks[slot][1].put_nowait((step, done))
+        await done
+
+    @staticmethod
+    async def _work(queue: asyncio.Queue[Any]) -> None:
+        while (order := await queue.get()) is not None:
+            step, done = order
+            try:
+                done.set_result(await step)
+            except Exception as error:
+                done.set_exception(error)
+
+    async def rest(self) -> None:
+        """End the threads and tasks."""
+        for thread in self._threads.values():
+            thread.shutdown()
+        for loop in self._loops.values():
+            loop.close()
+        for task, queue in self._tasks.values():
+            queue.put_nowait(None)
+            await task
+
+
 class Run:
     """The run of one program in one world."""
 
@@ -171,6 +233,12 @@ class Run:
         self.borrowed = 0
         self.steps = 0
         self.refused_at: int | None = None
+
+    async def prepare(self) -> None:
+        """Have ready what all steps need."""
+
+    async def end(self) -> None:
+        """End what `prepare` has begun."""
 
     async def program(self, steps: list[Step], limit: int | None) -> bool:
         """Run the steps, at most `limit`; gives whether all ran."""
@@ -197,9 +265,9 @@ class Run:
         held = self.slots[step.slot]
         try:
             if step.name == "borrow":
-                await self.borrow(step.slot)
+                await self._do(step.slot, self.borrow(step.slot))
             elif held is not None:
-                await getattr(self, step.name)(held, *step.args)
+                await self._do(step.slot, getattr(self, step.name)(held, *step.args))
         except SandboxError:
             self.refused_at = self.steps
             raise RefusedError from None
@@ -211,20 +279,24 @@ class Run:
         self._note_statuses()
         self.steps += 1
 
+    async def _do(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
+        await step
+
     async def abandon(self) -> None:
         """End everything, without a note."""
         self.world.noted = type(self.world.noted)()
-        for held in self.slots:
+        for slot, held in enumerate(self.slots):
             if held is not None:
-                for cursor in held.cursors:
-                    cursor._closed = True
-                await self._quietly(held.conn.close)
-                await self._quietly(exit_(held.lease), None, None, None)
+                await self._do(slot, self._drop(held))
 
     @staticmethod
-    async def _quietly(function: Callable[..., Any], *args: Any) -> None:
+    async def _drop(held: Slot) -> None:
+        for cursor in held.cursors:
+            cursor._closed = True
         with suppress(Exception):
-            await call(function(*args))
+            await call(held.conn.close())
+        with suppress(Exception):
+            await call(exit_(held.lease)(None, None, None))
 
     def _note_statuses(self) -> None:
         for held in self.slots:
@@ -238,6 +310,9 @@ class Run:
         # A manager of its own: a real pool would keep what the last borrower has set.
         self.world.manager = PGConnectionManager()
         handle = await self.world.handle(pool={"min_size": 1, "max_size": 1})
+        await self._borrow_from(slot, handle)
+
+    async def _borrow_from(self, slot: int, handle: Any) -> None:
         lease = handle.connection()
         conn = await call(enter(lease)())
         conn.add_notice_handler(lambda notice: self.world.note(notice.severity, notice.sqlstate))
@@ -350,6 +425,64 @@ class Run:
 
     async def close(self, held: Slot) -> None:
         await call(held.conn.close())
+
+
+class SharedRun(Run):
+    """A run in which each slot has a thread or task of its own, and all borrow of one handle."""
+
+    loops = False
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.hands = Hands(world, loops=self.loops)
+        self._handle: Any = None
+
+    async def prepare(self) -> None:
+        self._handle = await self._open()
+
+    async def _open(self) -> Any:
+        # As many as borrow, or a real pool would lend one with what its last borrower has set.
+        size = {"min_size": BORROWS, "max_size": BORROWS}
+        handle = await self.world.handle(pool=size)
+        if self.world.real and self.world.type.is_pool:
+            await call(handle.pool.wait())
+        return handle
+
+    async def end(self) -> None:
+        await self.hands.rest()
+
+    async def _do(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
+        await self.hands.do(slot, step)
+
+    async def borrow(self, slot: int) -> None:
+        if self.borrowed < BORROWS:
+            self.borrowed += 1
+            await self._borrow_from(slot, self._handle)
+
+
+class LoopsRun(SharedRun):
+    """A run in which each slot has a thread with a loop of its own, and a handle in it."""
+
+    loops = True
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._handles: dict[int, Any] = {}
+
+    async def prepare(self) -> None:
+        """Nothing: a handle belongs to the loop in which it was opened."""
+
+    async def borrow(self, slot: int) -> None:
+        if slot not in self._handles:
+            self._handles[slot] = await self._open()
+            self.world.handles.clear()
+        self._handle = self._handles[slot]
+        await super().borrow(slot)
+
+    async def end(self) -> None:
+        for slot, handle in self._handles.items():
+            await self.hands.do(slot, handle.disconnect())
+        await super().end()
 
 
 def enter(context: Any) -> Any:

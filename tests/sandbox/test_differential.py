@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from production.four import call
+from production.four import ASYNC, call
 
 from pytest_pgmonkey import PGConnectionManager
 
-from .programs import Run, Step, programs
+from .programs import LoopsRun, Run, SharedRun, Step, programs
 from .twins import World, difference
 
 if TYPE_CHECKING:
@@ -23,22 +24,34 @@ PROGRAMS = int(os.environ.get("PGMONKEY_PROGRAMS", "160"))
 TYPES = 4
 
 
-def run(twins: Twins, type_: str, steps: list[Step], *, real: bool, limit: int | None) -> Any:
+def run(
+    twins: Twins,
+    type_: str,
+    steps: list[Step],
+    *,
+    real: bool,
+    limit: int | None,
+    how: type[Run] = Run,
+) -> Any:
     """Run a program; gives what it noted, and at which step it was refused."""
     world = World(twins, type_, real=real)
-    running = Run(world)
+    running = how(world)
 
     complete = False
 
     async def whole() -> Any:
         nonlocal complete
-        complete = await running.program(steps, limit)
-        noted = world.noted
-        if complete:
-            world.manager = PGConnectionManager()
-            await world.finish()
-        else:
-            await running.abandon()
+        try:
+            await running.prepare()
+            complete = await running.program(steps, limit)
+            noted = world.noted
+            if complete:
+                world.manager = PGConnectionManager()
+                await world.finish()
+            else:
+                await running.abandon()
+        finally:
+            await running.end()
         if real:
             for handle in world.handles:
                 await call(handle.disconnect())
@@ -58,21 +71,52 @@ def run(twins: Twins, type_: str, steps: list[Step], *, real: bool, limit: int |
     return noted, running.refused_at if not real else not complete
 
 
-@settings(
-    max_examples=max(1, PROGRAMS // TYPES),
-    deadline=None,
-    database=None,
-    derandomize="PGMONKEY_PROGRAMS" not in os.environ,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
+def profile(number: int) -> settings:
+    """Give the settings for so many programs over all types."""
+    return settings(
+        max_examples=max(1, number // TYPES),
+        deadline=None,
+        database=None,
+        derandomize="PGMONKEY_PROGRAMS" not in os.environ,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@profile(PROGRAMS)
 @given(steps=programs)
 def test_programs(twins: Twins, type_: str, steps: list[Step]) -> None:
     """A random program's steps give the same values and errors, and leave nothing behind."""
+    compare(twins, type_, steps, Run)
+
+
+@profile(PROGRAMS // 4)
+@given(steps=programs)
+def test_programs_of_several(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, type_: str, steps: list[Step]
+) -> None:
+    """So do the steps of several threads or tasks, which hand over to each other."""
+    # Who waits here waits in vain: the other goes on only afterwards.
+    monkeypatch.setattr(twins.sandbox, "wait_timeout", 0.01)
+    compare(twins, type_, steps, SharedRun)
+
+
+@pytest.mark.parametrize("type_", ASYNC)
+@profile(PROGRAMS // 8)
+@given(steps=programs)
+def test_programs_of_several_loops(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, type_: str, steps: list[Step]
+) -> None:
+    """So do those of several threads with an event loop each."""
+    monkeypatch.setattr(twins.sandbox, "wait_timeout", 0.01)
+    compare(twins, type_, steps, LoopsRun)
+
+
+def compare(twins: Twins, type_: str, steps: list[Step], how: type[Run]) -> None:
     before = twins.persisted()
-    ours, limit = run(twins, type_, steps, real=False, limit=None)
+    ours, limit = run(twins, type_, steps, real=False, limit=None, how=how)
     assert before == twins.persisted()
-    theirs, theirs_stopped = run(twins, type_, steps, real=True, limit=limit)
+    theirs, theirs_stopped = run(twins, type_, steps, real=True, limit=limit, how=how)
     if limit is not None or theirs_stopped:
         del ours[len(theirs) :]
     if ours != theirs:

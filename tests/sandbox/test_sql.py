@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 from production.four import block, call, execute, value
 
-from .twins import sandboxed, twin
+from pytest_pgmonkey import ConfigError, ConnectionType
+
+from .twins import World, sandboxed, twin
 
 if TYPE_CHECKING:
-    from .twins import World
+    from .twins import Twins
 
 AUTOCOMMIT = {"connection": {"autocommit": True}}
 
@@ -338,6 +340,67 @@ async def test_settings_of_the_file(w: World) -> None:
 
 
 @twin
+async def test_set_over_the_file(w: World) -> None:
+    """What a connection has set over its file's settings is there after another's turn."""
+    async with w.borrow(settings={"work_mem": "1MB"}) as one, w.borrow() as two:
+        await w.run(one, "SET work_mem = '2MB'")
+        await w.do(one.commit)
+        await w.run(two, "SHOW work_mem")
+        await w.do(two.commit)
+        await w.run(one, "SHOW work_mem")
+        await w.run(one, "RESET ALL")
+        await w.do(one.commit)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"enable_sort": "off", "no_such_setting": 1},
+        {"work_mem": "plenty", "enable_sort": "off"},
+        {"work_mem": "12MB", "WORK_MEM": "13MB"},
+    ],
+)
+def test_wrong_setting(
+    twins: Twins, type_: str, settings: dict[str, Any], begun: bool, autocommit: bool
+) -> None:
+    """A file's wrong setting is production's ConfigError, and harms nobody else."""
+    sections = {"settings": settings, "connection": {"autocommit": autocommit}}
+
+    async def production() -> None:
+        await World(twins, type_, real=True).handle(**sections)
+
+    with twins.intercepting(False), pytest.raises(ConfigError) as in_production:
+        twins.drive(production(), loop=ConnectionType(type_).is_async)
+
+    async def program(w: World) -> None:
+        if begun:
+            async with w.borrow() as conn:
+                await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        for _ in range(2):
+            with pytest.raises(ConfigError) as in_sandbox:
+                async with block(await w.handle(**sections)) as conn:
+                    await execute(conn, "INSERT INTO t VALUES (2, 'a')")
+            assert in_production.value.args == in_sandbox.value.args
+        async with w.borrow() as conn:
+            assert await value(conn, "SELECT count(*) FROM t") == int(begun)
+            assert await value(conn, "SHOW enable_sort") == "on"
+            assert await value(conn, "SHOW work_mem") == "4MB"
+
+    twins.run(program, type_, real=False)
+
+
+@twin
+async def test_options_and_settings(w: World) -> None:
+    """A setting of the file goes over the same one in the connection's options."""
+    options = {"options": "-c work_mem=1MB -c statement_timeout=1min"}
+    async with w.borrow(connection=options, settings={"work_mem": "2MB"}) as conn:
+        await w.run(conn, "SHOW work_mem")
+        await w.run(conn, "SHOW statement_timeout")
+
+
+@twin
 async def test_discard_all(w: World) -> None:
     """DISCARD ALL resets the session in autocommit, and is refused in a transaction."""
     async with w.borrow(**AUTOCOMMIT) as conn:
@@ -368,6 +431,17 @@ async def test_prepared_in_sql(w: World) -> None:
         await w.run(conn, "PREPARE p AS SELECT 2")
         await w.run(conn, "DEALLOCATE ALL")
         await w.run(conn, "EXECUTE p")
+
+
+@twin
+async def test_deallocate_in_a_script(w: World) -> None:
+    """What psycopg's release makes of DEALLOCATE ALL in a string of statements holds here too."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        for script in ("BEGIN; DEALLOCATE ALL; COMMIT", "BEGIN; DEALLOCATE ALL; ROLLBACK"):
+            await w.run(conn, "SELECT 1", prepare=True)
+            await w.run(conn, script)
+            await w.run(conn, "SELECT 1", prepare=True)
+            await w.run(conn, "DEALLOCATE ALL")
 
 
 @twin

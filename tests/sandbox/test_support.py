@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 from psycopg._connection_base import BaseConnection
+from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import PrepareManager
 
 from pytest_pgmonkey import SandboxError
@@ -29,3 +33,31 @@ def test_a_renamed_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(internals, "_OPERATIONS", other)
     with pytest.raises(SandboxError, match=r"BaseConnection\._exec_command\(sql\)"):
         internals.check_psycopg()
+
+
+def test_what_else_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods and attributes that no operation is known by are looked for as well."""
+    monkeypatch.setattr(internals, "_NAMES", {BaseCursor: ("_gone",)})
+    monkeypatch.setattr(internals, "_PREPARED_ATTRIBUTES", ("_names", "_lost"))
+    with pytest.raises(SandboxError, match=r"moved: BaseCursor\._gone, PrepareManager\._lost"):
+        internals.check_psycopg()
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["_connection_base", "_cursor_base", "_preparing", "generators", "pq.misc", "transaction"],
+)
+def test_a_module_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    """A release without a module that the sandbox needs is refused, and the module named."""
+    monkeypatch.delitem(sys.modules, internals.__name__)
+    monkeypatch.setitem(sys.modules, f"psycopg.{gone}", None)
+    with pytest.raises(SandboxError, match=rf"is not supported .*moved: .*psycopg\.{gone}"):
+        importlib.import_module(internals.__name__)
+
+
+def test_a_name_that_a_module_has_lost_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module without a class that the sandbox needs is refused too."""
+    monkeypatch.delitem(sys.modules, internals.__name__)
+    monkeypatch.delattr("psycopg._preparing.PrepareManager")
+    with pytest.raises(SandboxError, match=r"moved: cannot import name 'PrepareManager'"):
+        importlib.import_module(internals.__name__)

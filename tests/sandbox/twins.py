@@ -236,7 +236,7 @@ class Twins:
 
     def renew(self) -> None:
         self.admins[True].execute(
-            "DROP SCHEMA public CASCADE; CREATE SCHEMA public; " + SCHEMA  # type: ignore[arg-type]
+            "DROP OWNED BY CURRENT_USER; " + SCHEMA  # type: ignore[arg-type]
         )
 
     def persisted(self) -> list[Any]:

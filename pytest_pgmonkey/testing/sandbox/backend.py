@@ -192,9 +192,14 @@ class Backend:
 
     def run(self, command: bytes) -> Generator[Any, Any, list[PGresult]]:
         """Send commands of our own and wait for their answers."""
+        results = yield from self.attempt(command)
+        _raise_first(results)
+        return results
+
+    def attempt(self, command: bytes) -> Generator[Any, Any, list[PGresult]]:
+        """Send commands of our own and give their answers, an error being the last of them."""
         self.pgconn.send_query(command)
         results: list[PGresult] = yield from execute(self.pgconn)
-        _raise_first(results)
         return results
 
     def run_blocking(self, command: bytes = b"") -> list[PGresult]:
@@ -356,11 +361,11 @@ class Backend:
             # What is wrong with the session shows at its next use.
             return
 
-    def forget_prepared(self) -> None:
-        """Let every borrower forget prepared statements that the server no longer has."""
+    def forget_prepared(self, but: object = None) -> None:
+        """Let all borrowers but one forget prepared statements that the server no longer has."""
         for borrower in self.lent:
             conn = borrower.wrapper()
-            if conn is not None:
+            if conn is not None and borrower is not but:
                 forget_prepared(conn)
 
     def close(self) -> None:

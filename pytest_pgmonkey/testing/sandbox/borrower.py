@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
+from ...connecting import setting_overwritten, setting_refused
 from ...errors import SandboxError
 from .backend import UNDO, Level
 from .internals import (
@@ -25,7 +26,7 @@ from .internals import (
 )
 from .lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
 from .script import RefusedError, Script, discard_all, no_block
-from .sessions import change_hands, untouched
+from .sessions import WrongSettingError, change_hands, untouched
 from .transaction import VirtualTransaction
 from .turns import current_task
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Generator
 
+    from ...config import ConnectionSpec
     from .backend import Backend
     from .places import Place
 
@@ -72,6 +74,7 @@ class Borrower(VirtualTransaction):
         "is_scope",
         "returned",
         "slots",
+        "spec",
         "task",
         "thread",
         "timeout",
@@ -95,6 +98,8 @@ class Borrower(VirtualTransaction):
         self.is_scope = False
         self.slots: Any = None
         """What is to be freed when it comes back to a pool."""
+        self.spec: ConnectionSpec | None = None
+        """The configuration whose settings its session has."""
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
 
@@ -314,13 +319,10 @@ class Borrower(VirtualTransaction):
     def _stream_on(self, gen: Any) -> Steps:
         """Run an operation, and what a commit does where it ends an autocommit statement."""
         result = yield from gen
-        if self._unit and not self.surely_reads and not self._is_active:
+        # Neither in the middle of a stream nor after an error that psycopg keeps to itself.
+        if self._unit and not self.surely_reads and self.backend.in_transaction:
             yield from self._end_work()
         return result
-
-    @property
-    def _is_active(self) -> bool:
-        return bool(self.backend.pgconn.transaction_status == _STATUS.ACTIVE)
 
     def _is_script(self, conn: Any, parts: tuple[Statement, ...]) -> bool:
         """Whether the statements must be run one by one, for what they do to transactions."""
@@ -353,11 +355,27 @@ class Borrower(VirtualTransaction):
             yield from backend.collect()
         if backend.settings_of is not self.session:
             between = not self.open or self._suspended
-            yield from change_hands(backend, self.session, between=between)
+            try:
+                yield from change_hands(backend, self.session, between=between)
+            except WrongSettingError as wrong:
+                raise self._blame(wrong) from None
         if self._suspended:
             self._suspended = False
             if self.open:
                 yield from backend.stand()
+
+    def _blame(self, wrong: WrongSettingError) -> Exception:
+        """Give the error that production gives where it applies the settings of a file."""
+        spec, session, error = self.spec, self.session, wrong.error
+        assert spec is not None
+        assert session is not None
+        # In front of its section's stand those that psycopg sends when it connects.
+        index = wrong.index - (len(session.given) - len(spec.settings))
+        if error is None:
+            return setting_overwritten(spec, session.given[wrong.index][0])
+        if index < 0:
+            return error
+        return setting_refused(spec, spec.settings[index][0], error) or error
 
     # Sections
 

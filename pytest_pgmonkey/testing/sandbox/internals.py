@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
-from psycopg._connection_base import BaseConnection
-from psycopg._cursor_base import BaseCursor
-from psycopg._preparing import PrepareManager
-from psycopg.errors import error_from_result
-from psycopg.generators import execute
-from psycopg.pq.misc import connection_summary
-from psycopg.transaction import BaseTransaction
 
-from ...errors import SandboxError
+from .support import unsupported
+
+try:
+    from psycopg._connection_base import BaseConnection
+    from psycopg._cursor_base import BaseCursor
+    from psycopg._preparing import Prepare, PrepareManager
+    from psycopg.errors import error_from_result
+    from psycopg.generators import execute
+    from psycopg.pq.misc import connection_summary
+    from psycopg.transaction import BaseTransaction
+except ImportError as error:
+    # Without the path of the module, which is no help.
+    raise unsupported([error.msg.partition(" (")[0]]) from error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -88,7 +93,36 @@ _OVERRIDDEN: Final = (
     "_get_tx_start_command",
     "_start_query",
 )
-_ATTRIBUTES: Final = ("_adapters", "_autocommit", "_num_transactions", "_prepared", "_pipeline")
+# What else is used of these classes.
+_NAMES: Final = {
+    Connection: _OVERRIDDEN,
+    AsyncConnection: _OVERRIDDEN,
+    BaseConnection: ("_notice_handler", "_should_cancel"),
+    BaseCursor: (
+        "_check_results",
+        "_convert_query",
+        "_last_query",
+        "_reset",
+        "_set_results",
+        "_tx",
+    ),
+    ServerCursorMixin: ("_withhold",),
+    PrepareManager: ("_should_discard",),
+}
+_ATTRIBUTES: Final = (
+    "_adapters",
+    "_autocommit",
+    "_closed",
+    "_notice_handlers",
+    "_notifies_backlog",
+    "_notify_handlers",
+    "_num_transactions",
+    "_pipeline",
+    "_prepared",
+    "lock",
+    "pgconn",
+)
+_PREPARED_ATTRIBUTES: Final = ("_counts", "_names", "_prepared_idx")
 
 
 def _operation_codes() -> dict[object, tuple[str, str]]:
@@ -101,8 +135,10 @@ def _operation_codes() -> dict[object, tuple[str, str]]:
 def check_psycopg() -> None:
     """Raise SandboxError naming what has moved if the installed psycopg is not supported."""
     missing = [f"{c.__name__}.{n}" for c, n in _OPERATIONS if not hasattr(c, n)]
-    for cls in (Connection, AsyncConnection):
-        missing += [f"{cls.__name__}.{n}" for n in _OVERRIDDEN if not hasattr(cls, n)]
+    for cls, names in _NAMES.items():
+        missing += [f"{cls.__name__}.{n}" for n in names if not hasattr(cls, n)]
+    prepared = PrepareManager()
+    missing += [f"PrepareManager.{n}" for n in _PREPARED_ATTRIBUTES if not hasattr(prepared, n)]
     for (owner, name), (_, variable) in _OPERATIONS.items():
         code = getattr(getattr(owner, name, None), "__code__", None)
         if variable and code is not None and variable not in code.co_varnames:
@@ -112,11 +148,7 @@ def check_psycopg() -> None:
 
 def _refuse_if(missing: list[str]) -> None:
     if missing:
-        raise SandboxError(
-            f"psycopg {psycopg.__version__} is not supported by this version of pytest-pgmonkey "
-            f"(moved: {', '.join(sorted(missing))}); install a psycopg release that its "
-            "documentation names, or update pytest-pgmonkey."
-        )
+        raise unsupported(missing)
 
 
 try:
@@ -651,6 +683,11 @@ def set_notice_handler(pgconn: PGconn, handler: Callable[[PGresult], None]) -> N
 def has_prepared(conn: Any) -> bool:
     """Whether psycopg has prepared statements for the connection."""
     return bool(conn._prepared._names)
+
+
+def note_results(conn: Any, results: list[Any]) -> None:
+    """Let psycopg find out from status tags whether its prepared statements are gone."""
+    conn._prepared._should_discard(Prepare.NO, results)
 
 
 def forget_prepared(conn: Any) -> None:

@@ -142,6 +142,8 @@ class _Lender:
         )
         if self._pooled:
             conn._borrower.slots = self._slots
+        if self._settings:
+            conn._borrower.spec = self.spec
         return conn
 
     def _check_open(self) -> None:

@@ -15,9 +15,9 @@ from ...errors import SandboxError
 from .internals import (
     check_parameters,
     deliver_warning,
-    forget_prepared,
     is_execute,
     is_extended,
+    note_results,
     set_results,
     tagged_result,
 )
@@ -101,6 +101,8 @@ class Script:
             if self._implicit or (alone and not borrower.open):
                 yield from borrower.rollback()
             raise
+        finally:
+            note_results(self._conn, results)
         if self._implicit:
             yield from borrower.commit()
         return results
@@ -152,8 +154,6 @@ class Script:
             yield from borrower.commit()
         else:
             yield from borrower.rollback()
-        if not commits:
-            forget_prepared(self._conn)
         if part.chains:
             yield from borrower.get_ready()
             yield from borrower.begin(modes)
@@ -188,9 +188,11 @@ def discard_all(borrower: Borrower, cursor: Any) -> Steps:
     for command in _DISCARD_ALL.split(b"; "):
         yield from backend.run(command)
     yield from borrower.commit()
-    backend.forget_prepared()
+    backend.forget_prepared(but=borrower)
     borrower.session = backend.settings_of = None
-    set_results(cursor, [tagged_result(b"DISCARD ALL")])
+    results = [tagged_result(b"DISCARD ALL")]
+    note_results(cursor.connection, results)
+    set_results(cursor, results)
 
 
 def no_block(part: Statement) -> psycopg.Error:

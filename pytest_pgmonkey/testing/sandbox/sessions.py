@@ -10,28 +10,42 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg
+from psycopg.pq import ExecStatus
 
 from .backend import REFRESH, UNDO
+from .internals import error_from_result
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
+    import psycopg
+    from psycopg.pq.abc import PGresult
+
     from .backend import Backend
 
-RESET: Final = b"SET SESSION AUTHORIZATION DEFAULT; RESET ALL"
+_RESET: Final = (b"SET SESSION AUTHORIZATION DEFAULT", b"RESET ALL")
+
+
+class WrongSettingError(Exception):
+    """A setting of the file, by its place among them: refused, or (no error) overwritten."""
+
+    def __init__(self, index: int, error: psycopg.Error | None = None) -> None:
+        super().__init__(index, error)
+        self.index = index
+        self.error = error
 
 
 class Session:
     """The settings of one borrower, as far as they differ from those of the server."""
 
-    __slots__ = ("ended", "given", "names", "sets_modes", "values")
+    __slots__ = ("ended", "given", "names", "sets_modes", "values", "verified")
 
     def __init__(self, given: tuple[tuple[str, str], ...] = ()) -> None:
         self.given: Final = given
         self.names: set[str] = set()
         self.values: dict[str, str] = {}
         self.ended = False
+        self.verified = not given
         self.sets_modes = any(name.startswith("default_transaction") for name, _ in given)
 
     def touch(self, names: Iterable[str]) -> None:
@@ -56,30 +70,52 @@ def change_hands(
     """Put the settings of the last borrower away and this one's in force.
 
     `between` transactions they are set in front of the savepoint that stands, or a rollback to it
-    would undo them.
+    would undo them. Raises WrongSettingError.
     """
     last, backend.settings_of = backend.settings_of, _UNKNOWN
     if last is not None and last.names and not last.ended:
         names = sorted(last.names)
         found = zip(names, (yield from read(backend, names)), strict=True)
         last.values = {name: value for name, value in found if value is not None}
-    commands = [RESET]
+    commands = [*_RESET]
     if session is not None:
         commands += [assignment(name, value) for name, value in session.given]
         # The role last: it may not be allowed to set the others.
         values = sorted(session.values.items(), key=lambda item: item[0] == "role")
         commands += [assignment(name, value) for name, value in values]
-    if between and backend.is_begun:
+    stands = between and backend.is_begun
+    if stands:
         yield from backend.stand()
         commands.append(REFRESH)
-        try:
-            yield from backend.run(b"; ".join(commands))
-        except psycopg.Error:
+    results = yield from backend.attempt(b"; ".join(commands))
+    if results[-1].status == ExecStatus.FATAL_ERROR:
+        if stands and not backend.dead:
             yield from backend.run(UNDO)
-            raise
-    else:
-        yield from backend.run(b"; ".join(commands))
+        raise _refusal(session, len(results) - 1 - len(_RESET), error_from_result(results[-1]))
+    # Not where statements have set others over them since.
+    if session is not None and not session.verified and not session.names:
+        yield from _verify(backend, session, results[len(_RESET) :])
     backend.settings_of = session
+
+
+def _refusal(session: Session | None, index: int, error: psycopg.Error) -> Exception:
+    of_file = session is not None and 0 <= index < len(session.given)
+    return WrongSettingError(index, error) if of_file else error
+
+
+def _verify(
+    backend: Backend, session: Session, results: list[PGresult]
+) -> Generator[Any, Any, None]:
+    """Find out, once, whether the settings of a file leave each other in force."""
+    names = [name for name, _ in session.given]
+    current = yield from read(backend, names)
+    for index, now in enumerate(current):
+        # By the same name twice: the section's setting goes over one of the connection's options.
+        if names[index] in names[index + 1 :]:
+            continue
+        if now is None or now.encode() != results[index].get_value(0, 0):
+            raise WrongSettingError(index)
+    session.verified = True
 
 
 def read(backend: Backend, names: list[str]) -> Generator[Any, Any, list[str | None]]:

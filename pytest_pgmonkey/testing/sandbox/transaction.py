@@ -134,7 +134,8 @@ class VirtualTransaction:
         elif verb is Verb.SET:
             self._touch(part.settings or ("role",))  # RESET ALL: something of the session
         elif verb in (Verb.DEALLOCATE, Verb.DISCARD):
-            backend.forget_prepared()
+            # Its own connection forgets them, or does not, as psycopg's release has it.
+            backend.forget_prepared(but=self)
         elif verb is Verb.PREPARE:
             backend.prepared = True
         if part.sets_config:
