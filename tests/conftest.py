@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 from servers import RestartableServer, TLSServer, config_writer, find_tls_binaries
 
+from pytest_pgmonkey import kept
 from pytest_pgmonkey.testing.binaries import Binaries, find_binaries
 from pytest_pgmonkey.testing.embedded import EmbeddedServer
 
@@ -26,6 +27,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
         yield path
+        for left in kept.entries():  # by a test that failed before it has removed it
+            left.forget()
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """pytest's own, whose runs keep the order of their tests: pytest-randomly is for those who ask.
+
+    It removes the variable when it is made, so that it can be set only here.
+    """
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    return pytester
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PATIENCE = 60.0  # far more than anything takes, also on a machine that is busy
 NEEDS_PROC = pytest.mark.skipif(
     not Path("/proc/self/cwd").exists(), reason="looks for remains in /proc, which Linux has"
 )
@@ -20,7 +21,7 @@ NEEDS_ROOT = pytest.mark.skipif(
 )
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> bool:
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
     """Wait for something that no event announces; tell whether it came."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -50,6 +51,17 @@ def segments_of(creators: set[int]) -> list[str]:
     lines = Path("/proc/sysvipc/shm").read_text().splitlines()
     column = lines[0].split().index("cpid")
     return [line for line in lines[1:] if int(line.split()[column]) in creators]
+
+
+def orphaned_segments() -> set[str]:
+    """The System V shared memory segments that nobody uses and whose creators have ended."""
+    lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+    return {
+        row["shmid"]
+        for row in rows
+        if row["nattch"] == "0" and not Path("/proc", row["cpid"]).exists()
+    }
 
 
 def is_gone(directory: Path, processes: set[int]) -> bool:

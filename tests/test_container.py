@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,15 +23,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pytest_pgmonkey import PGConnectionManager
+from pytest_pgmonkey import PGConnectionManager, kept
 from pytest_pgmonkey.errors import PGMonkeyError
+from pytest_pgmonkey.processes import identity, is_dead
 from pytest_pgmonkey.testing import binaries, container, container_guardian
 from pytest_pgmonkey.testing.container import (
     OWNER,
     ContainerServer,
     EngineError,
-    identity,
-    is_dead,
     says_ready,
 )
 from pytest_pgmonkey.testing.options import Options, resolve
@@ -156,7 +157,34 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     return run
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> bool:
+@pytest.fixture
+def kept_until_the_end() -> Iterator[None]:
+    """Forget what a test has kept, however it ends."""
+    assert kept.entries() == []
+    yield
+    for one in kept.entries():
+        one.forget()
+
+
+def items(engine: Engine, one: kept.Kept) -> list[Any]:
+    """What is in a table of a kept database, read with the password that the note leads to."""
+    container = engine.client.containers.get(one.place["container"])
+    command = shlex.split(one.note.partition(f" {container.name} ")[2])
+    password = container.exec_run(command).output.decode().strip()
+    with psycopg.connect(one.dsn, password=password) as conn:
+        return conn.execute("SELECT id FROM item").fetchall()
+
+
+def databases(engine: Engine, one: kept.Kept) -> str:
+    """The databases in a container, by the command that people are told."""
+    container = engine.client.containers.get(one.place["container"])
+    command = shlex.split(one.psql.partition(f" {container.name} ")[2])
+    command[command.index("-d") + 1] = "postgres"
+    command += ["-c", "SELECT datname FROM pg_database"]
+    return str(container.exec_run(command).output.decode())
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> bool:
     """Wait for something that no event announces; tell whether it came."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -428,7 +456,7 @@ class TestEnds:
         engine.client.containers.create(
             IMAGE, ["postgres"], labels={container_guardian.ATTEMPT: attempt}
         )
-        assert process.wait(timeout=container_guardian.LATE_LIMIT) == 0
+        assert process.wait(timeout=container_guardian.REMOVE_LIMIT) == 0
 
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:
@@ -486,6 +514,39 @@ class TestRuns:
         run("-n2", "--max-worker-restart=2").assert_outcomes(passed=6, failed=2)
         starts = (pytester.path / "starts").read_text("utf-8").splitlines()
         assert (len(starts), len(set(starts))) == (8, 1)
+
+    def test_databases_of_failed_tests_stay(
+        self,
+        run: Callable[..., Any],
+        pytester: pytest.Pytester,
+        engine: Engine,
+        nothing_left: None,
+        kept_until_the_end: None,
+    ) -> None:
+        """The container of all workers lives on, unswept, until its last database is removed."""
+        failing = """
+            import pytest
+
+            @pytest.mark.pgmonkey(isolation="clone")
+            def test_it(pgmonkey):
+                pgmonkey.execute("INSERT INTO item VALUES (7)")
+                assert False
+        """
+        pytester.makepyfile(test_one=failing, test_two=failing)
+        options = ("-n2", "--dist=loadfile", "--pgmonkey-keep=failed", "test_one.py", "test_two.py")
+        result = run(*options)
+        result.assert_outcomes(failed=2)
+        ContainerServer.start(IMAGE).stop()  # sweeps
+        first, second = kept.entries()
+        assert f"\n{first.psql}\n" in result.stdout.str()
+        assert "password=***REDACTED***" in result.stdout.str()  # in the repr of a fixture
+        assert not re.search(r"password=\w", result.stdout.str())
+        assert [items(engine, one) for one in (first, second)] == [[(7,)], [(7,)]]
+        kept.remove(first)
+        assert wait_until(lambda: first.name not in databases(engine, first))
+        assert not second.is_gone()
+        kept.remove(second)
+        assert wait_until(second.is_gone)
 
     def test_an_absent_engine_is_one_clear_error(
         self, run: Callable[..., Any], no_engine: str

@@ -112,7 +112,9 @@ def test_production_never_imports_the_test_side() -> None:
     assert set() == of(TEST_SIDE, modules_after(code))
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["pgconfig", "test", "--connconfig", "no"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["pgconfig", "test", "--connconfig", "no"], ["kept", "--remove"]]
+)
 def test_the_command_line_never_imports_the_test_side(arguments: list[str]) -> None:
     """Commands of production run where pytest is not installed."""
     code = "import sys; from pytest_pgmonkey.cli import main; main(sys.argv[1:])"

@@ -28,6 +28,7 @@ COMMANDS = {
     "pgserverconfig": "recommend the server's settings for a configuration",
     "pgimport": "read a CSV file into a table",
     "pgexport": "write a table, view or query as CSV",
+    "kept": "list and remove the databases kept of failed tests",
 }
 
 #: Set by the shell's side of argcomplete.

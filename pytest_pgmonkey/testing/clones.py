@@ -69,14 +69,23 @@ class Clones:
     """Copies of the prepared database: made ahead and dropped behind, by one thread.
 
     `source` is the database to copy; nobody may be connected to it meanwhile, so that the kit
-    copies it once to a template that nobody connects to.
+    copies it once to a template that nobody connects to. `pristine` gives the template that it was
+    copied from itself, `None` where there is none or other data has come since.
     """
 
-    def __init__(self, server: Server, source: str, before_copy: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        source: str,
+        before_copy: Callable[[], None],
+        pristine: Callable[[], str | None],
+    ) -> None:
         self._server = server
         self._source = source
+        self._pristine = pristine
         self._before_copy = before_copy
         self._template: str | None = None
+        self._original: str | None = None
         self._count = 0
         self._ready: queue.Queue[str | BaseException] = queue.Queue()
         self._ordered = 0
@@ -145,18 +154,20 @@ class Clones:
             self._ordered -= 1
             if isinstance(made, str):
                 self._enqueue("drop", made)
-        if self._template is not None:
-            self._enqueue("drop", self._template)
-            self._template = None
+        if self._original is not None:
+            self._enqueue("drop", self._original)
+        self._template = self._original = None
 
     def make_template(self) -> None:
         """Copy the prepared database to one that nobody connects to, if not done yet."""
+        if self._template is None:
+            self._template = self._pristine()
         if self._template is None:
             self._before_copy()
             self._count += 1
             name = self._name("original")
             self._create(name, self._source)
-            self._template = name
+            self._template = self._original = name
 
     def _create(self, name: str, template: str) -> None:
         try:
@@ -264,6 +275,7 @@ class CloneWorld:
         self._lent: dict[Any, Any] = {}
         self._connection: psycopg.Connection[Any] | None = None
         self._before = clones.mark()
+        self._clean = False
 
     def source(self, handle: Handle) -> Any:
         """Give what a sync handle borrows from; `None` to a handle of our own."""
@@ -306,19 +318,22 @@ class CloneWorld:
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit."""
+        __tracebackhide__ = True
         return self._own_connection().execute(query, params)
 
     def end(self) -> list[str]:
-        """Close what the test has opened, and give the clone back."""
+        """Close what the test has opened; the clone is still to be given back."""
         for twin in self._twins:
             twin._end_all()
-        clean = False
         try:
-            clean = self._clones.mark() == self._before
+            self._clean = self._clones.mark() == self._before
             if self._connection is not None:
                 self._connection.close()
         except psycopg.Error:
             # The test has ended the server's side, or the server itself: the clone goes.
-            clean = False
-        self._clones.give_back(self.name, clean=clean)
+            self._clean = False
         return []
+
+    def give_back(self) -> None:
+        """Give the clone back, for another test if nothing was written in it."""
+        self._clones.give_back(self.name, clean=self._clean)

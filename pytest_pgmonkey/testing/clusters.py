@@ -12,17 +12,21 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ..caches import private_cache
 from .guardian import copy_tree
-from .reach import locked, private_cache
+from .reach import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["Cluster", "can_keep", "discard", "find", "keep", "key_of"]
+    Content = list[tuple[str, bytes | None]]
+
+__all__ = ["Cluster", "can_keep", "discard", "find", "keep", "keep_soon", "key_of"]
 
 FORMAT: Final = 1
 KEPT: Final = 6
@@ -71,6 +75,10 @@ def find(key: str) -> Cluster | None:
 
 def keep(key: str, data: Path) -> None:
     """Keep a data directory on which no server runs; where that fails, there is none."""
+    _keep(key, data)
+
+
+def _keep(key: str, data: Path | Content) -> None:
     cache = private_cache(_DIRECTORY)
     if cache is None:
         return
@@ -80,17 +88,59 @@ def keep(key: str, data: Path) -> None:
             _remove_oldest(cache)
 
 
+def keep_soon(key: str, data: Path) -> threading.Thread | None:
+    """Keep a data directory that is read now, and written while its server runs already."""
+    try:
+        content = list(_read(str(data), "data"))
+    except OSError:
+        return None
+    writing = threading.Thread(target=_keep, args=(key, content), name="pgmonkey-keep")
+    writing.start()
+    return writing
+
+
 def discard(cluster: Cluster) -> None:
     """Remove a data directory that turned out not to be whole, or not to work."""
     with contextlib.suppress(OSError):
         _remove(cluster.path)
 
 
-def _store(cache: Path, key: str, data: Path) -> None:
+def _read(source: str, name: str) -> Iterator[tuple[str, bytes | None]]:
+    """Give directories and what is in their files, in the order in which they can be made."""
+    yield name, None
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _read(entry.path, f"{name}/{entry.name}")
+            elif entry.is_file(follow_symlinks=False):
+                with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123 - it is quicker
+                    yield f"{name}/{entry.name}", file.read()
+            else:
+                raise OSError(f"{entry.path} is neither a file nor a directory")
+
+
+def _write(content: Content, target: Path) -> tuple[int, int]:
+    """Write what was read, for its owner alone; give how many files and bytes."""
+    files = size = 0
+    while content:  # so that memory is given back on the way
+        name, data = content.pop(0)
+        if data is None:
+            (target / name).mkdir(mode=0o700)
+        else:
+            (target / name).touch(mode=0o600)
+            size += (target / name).write_bytes(data)
+            files += 1
+    return files, size
+
+
+def _store(cache: Path, key: str, data: Path | Content) -> None:
     partial = cache / f"partial-{secrets.token_hex(8)}"
     try:
         partial.mkdir(mode=0o700)
-        files, size = copy_tree(str(data), str(partial / "data"))
+        if isinstance(data, list):
+            files, size = _write(data, partial)
+        else:
+            files, size = copy_tree(str(data), str(partial / "data"))
         (partial / _COMPLETE).write_text(f"{files} {size}\n", "ascii")
         partial.rename(cache / key)
     finally:

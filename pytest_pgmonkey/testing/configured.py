@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -11,45 +12,65 @@ import psycopg
 from psycopg import sql
 
 from ..errors import PGMonkeyError
+from ..judge import TLS_FILES
+from ..secrets import is_sensitive
+from .advisory import claim, exclusive, hold, release
+from .shared_template import (
+    SettingError,
+    checksum,
+    copy_settings,
+    exists,
+    note_use,
+    remove_unused,
+    seal,
+    template_name,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from ..config import ConnectionSpec
+    from .servers import Reach
     from .template import Recipe
+    from .workers import Worker
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
 _NAME: Final = re.compile(r"pgmonkey_([0-9a-f]{12})([0-9a-f]{8})(?:_\w+)?")
+_PATIENT: Final = """\
+SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout')
+"""
 
 
 class ScratchError(PGMonkeyError):
     """A scratch database cannot be made on the configured server."""
 
 
-def _checksum(run: str) -> str:
-    return hashlib.sha256(f"pytest-pgmonkey {run}".encode()).hexdigest()[:8]
-
-
-def _lock_key(run: str) -> int:
-    """Give the advisory lock that a living run holds; positive, 60 bits."""
-    return int(hashlib.sha256(run.encode()).hexdigest()[:15], 16)
-
-
 class ConfiguredServer:
     """A server that somebody else runs; nothing that we did not create is ever dropped on it.
 
     Scratch databases are named after their run, which proves by an advisory lock that it lives;
-    those of dead runs are dropped when the next run makes its own.
+    those of dead runs are dropped when the next run makes its own. The workers of a run count as
+    runs of their own, and share what is named after the run that they are of.
     """
 
     source = "config"
 
-    def __init__(self, spec: ConnectionSpec, config: Mapping[str, Any], origin: str) -> None:
+    def __init__(
+        self,
+        spec: ConnectionSpec,
+        config: Mapping[str, Any],
+        origin: str,
+        worker: Worker | None = None,
+    ) -> None:
         self.spec = spec
         self.description = f"config {origin}"
         self._config = config
         self._run = secrets.token_hex(6)
+        self._common = hashlib.sha256(worker.run.encode()).hexdigest()[:12] if worker else None
+        self._templates: dict[Recipe, str] = {}
         self._lock: psycopg.Connection[Any] | None = None
         self._made: list[str] = []
 
@@ -76,7 +97,7 @@ class ConfiguredServer:
 
     def scratch_name(self, name: str) -> str:
         """Give the name of a scratch database, which tells its run."""
-        return f"pgmonkey_{self._run}{_checksum(self._run)}_{name}"
+        return _scratch_name(self._run, name)
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a scratch database of this run, or a copy of another; raises ScratchError."""
@@ -87,7 +108,7 @@ class ConfiguredServer:
         try:
             conn.execute(statement)
         except psycopg.errors.InsufficientPrivilege:
-            if template is not None:
+            if template is not None and template not in self._templates.values():
                 raise
             raise ScratchError(
                 f"{self.description}: its role may not create databases, and a schema needs one: "
@@ -95,6 +116,8 @@ class ConfiguredServer:
                 "--pgmonkey-database=existing and no schema"
             ) from None
         self._made.append(name)
+        if template is not None:
+            self._copy_settings(conn, template, name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database that this run has made."""
@@ -102,8 +125,49 @@ class ConfiguredServer:
             self._made.remove(name)
             self._drop(self._lock, name)
 
-    def template(self, recipe: Recipe, load: Callable[[str], None]) -> None:
-        """Have the schema loaded into each database."""
+    def reach(self, name: str) -> Reach:
+        """Tell how a database is reached, with what people may read of the file."""
+        from .keeping import reach
+
+        conninfo = self.conninfo(name)
+        shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}
+        note = f"psql asks for what {self.spec.origin} holds" if shown != conninfo else ""
+        return reach(shown, {"file": self.spec.origin}, note)
+
+    def outlive(self, file: Path) -> None:
+        """The server outlives every run."""
+
+    def rename_database(self, name: str, new_name: str) -> None:
+        """Rename a database that this run has made, which no sweep knows from then on."""
+        from .keeping import rename
+
+        if name in self._made and self._lock is not None:
+            rename(self._lock, name, new_name)
+            self._made.remove(name)
+
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
+        """Give the database that a recipe makes; kept for later runs if that is lasting.
+
+        Another is made once for all workers of a run, `None` where this process has no others.
+        """
+        if not recipe.lasting and self._common is None:
+            return None
+        conn = self._sweep()
+        name = self._templates.get(recipe)
+        if name is None:
+            name = self._name_template(conn, recipe)
+            if recipe.lasting:
+                hold(conn, name)  # from here on no other run removes it
+            self._templates[recipe] = name
+        if not exists(conn, name):
+            with exclusive(conn, f"load {name}"):
+                if not exists(conn, name):
+                    self._load_template(conn, name, load)
+            if recipe.lasting:
+                remove_unused(conn, but=self._templates.values())
+        if recipe.lasting:
+            note_use(conn, name)
+        return name
 
     def publish(self) -> None:
         """The server is everybody's already."""
@@ -113,12 +177,16 @@ class ConfiguredServer:
         return ""
 
     def stop(self) -> None:
-        """Drop what this run has made."""
-        for name in list(self._made):
-            self.drop_database(name)
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Drop what this run has made; the next one's sweep has what cannot be dropped now."""
+        conn, made = self._lock, list(self._made)
+        if conn is None:
+            return
+        with contextlib.suppress(psycopg.OperationalError):
+            for name in made:
+                self.drop_database(name)
+            self._drop_common(conn)
+        conn.close()
+        self._lock = None
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.Connection.connect(
@@ -130,33 +198,102 @@ class ConfiguredServer:
         """Drop, once, the scratch databases of runs that are dead, and only those."""
         if self._lock is not None:
             return self._lock
-        conn = self._lock = self._connect()
-        conn.execute("SELECT pg_advisory_lock(%s)", [_lock_key(self._run)])
-        rows = conn.execute(
-            "SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgmonkey\\_%%' "
-            "AND pg_catalog.pg_has_role(datdba, 'USAGE')"
-        )
-        for (name,) in rows.fetchall():
-            found = _NAME.fullmatch(name)
-            if found and _checksum(found[1]) == found[2] and found[1] != self._run:
-                self._sweep_one(conn, name, found[1])
+        conn = self._connect()
+        try:
+            self._refuse_pooler(conn)
+            # It lives as long as the run, and waits while another loads the same schema.
+            conn.execute(_PATIENT)
+            own = {self._run, self._common or self._run}
+            for run in own:
+                hold(conn, run)
+            for name, run in _scratch_databases(conn):
+                if run not in own:
+                    self._sweep_one(conn, name, run)
+        except BaseException:
+            conn.close()
+            raise
+        self._lock = conn
         return conn
 
+    def _refuse_pooler(self, conn: psycopg.Connection[Any]) -> None:
+        """Refuse a server whose sessions are not ours: advisory locks would prove nothing.
+
+        Another run would drop our databases, or we those of another.
+        """
+        row = conn.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+        if row != (conn.info.backend_pid,):
+            raise ScratchError(
+                f"{self.description} leads through a connection pooler such as PgBouncer, behind "
+                "which scratch databases and clones are not safe: name the server's own host and "
+                "port in the configuration for tests, or test in the database as it is, with "
+                "--pgmonkey-database=existing and rollback isolation"
+            )
+
     def _sweep_one(self, conn: psycopg.Connection[Any], name: str, run: str) -> None:
-        key = _lock_key(run)
-        taken = conn.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()
-        if taken is None or not taken[0]:
+        # Another run may sweep at the same time, or somebody be connected: the next tries.
+        with claim(conn, run) as dead, contextlib.suppress(psycopg.Error):
+            if dead:
+                self._drop(conn, name)
+
+    def _drop_common(self, conn: psycopg.Connection[Any]) -> None:
+        """Drop what the workers of this run share, if this is the last of them."""
+        if self._common is None:
             return
+        release(conn, self._common)
+        for name, run in _scratch_databases(conn):
+            if run == self._common:
+                self._sweep_one(conn, name, run)
+
+    def _name_template(self, conn: psycopg.Connection[Any], recipe: Recipe) -> str:
+        if recipe.lasting:
+            return template_name(conn, recipe, self._config)
+        return _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
+
+    def _load_template(
+        self, conn: psycopg.Connection[Any], name: str, load: Callable[[str], None]
+    ) -> None:
+        """Load a scratch database, so that one which fails is swept, and rename it."""
+        partial = self.scratch_name("loading")
+        self.create_database(partial)
         try:
-            self._drop(conn, name)
-        except psycopg.Error:
-            # Another run may sweep at the same time, or somebody be connected: the next tries.
-            return
-        finally:
-            conn.execute("SELECT pg_advisory_unlock(%s)", [key])
+            load(partial)
+            if seal(conn, partial, name):
+                self._made.remove(partial)
+            else:
+                self.drop_database(partial)
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # the server may have gone
+                self.drop_database(partial)
+            raise
+
+    def _copy_settings(self, conn: psycopg.Connection[Any], template: str, name: str) -> None:
+        try:
+            copy_settings(conn, template, name)
+        except SettingError as error:
+            self.drop_database(name)
+            raise ScratchError(
+                f"{self.description}: its role cannot give a copy of the database {template!r} "
+                f"the setting {error}; set it for the role instead (ALTER ROLE … SET)"
+            ) from None
 
     @staticmethod
     def _drop(conn: psycopg.Connection[Any], name: str) -> None:
         conn.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
+
+
+def _scratch_name(run: str, name: str) -> str:
+    return f"pgmonkey_{run}{checksum(run)}_{name}"
+
+
+def _scratch_databases(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
+    """Give the scratch databases that the role may drop, each with the run that it is of."""
+    rows = conn.execute(
+        "SELECT datname FROM pg_catalog.pg_database WHERE datname LIKE 'pgmonkey\\_%' "
+        "AND pg_catalog.pg_has_role(datdba, 'USAGE')"
+    )
+    for (name,) in rows.fetchall():
+        found = _NAME.fullmatch(name)
+        if found and checksum(found[1]) == found[2]:
+            yield name, found[1]

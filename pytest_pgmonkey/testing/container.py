@@ -17,9 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from ..kept import names_in
+from ..processes import identity, is_dead
 from ..secrets import redact_text
 from . import container_guardian
 from .directories import ON_WINDOWS
@@ -29,18 +31,21 @@ from .servers import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from docker.models.containers import Container
     from docker.models.images import Image
     from psycopg import Connection
     from testcontainers.core.docker_client import DockerClient
 
+    from .servers import Reach
     from .workers import Worker
 
 __all__ = ["DEFAULT_IMAGE", "ContainerServer", "EngineError", "engine_problem", "start_or_join"]
 
 DEFAULT_IMAGE: Final = "postgres:18"
 OWNER: Final = "pytest-pgmonkey.owner"
+GUARDIAN: Final = "pytest-pgmonkey.guardian"
 START_LIMIT: Final = 60.0
 REACH_LIMIT: Final = 10.0
 JOIN_LIMIT: Final = 600.0
@@ -119,7 +124,7 @@ class ContainerServer(OwnServer):
         self._watcher = _Watcher(self._attempt)
         with _engine_errors(f"The container of {self.image} does not start"):
             container = self._make(image)
-            self._watcher.tell("made")
+            self._watcher.tell("made", self.name)
             container.start()
             self._sweep()  # while its server starts
             self._await_answer(container)
@@ -162,7 +167,8 @@ class ContainerServer(OwnServer):
         try:
             if watcher is None:
                 return
-            if watcher.is_foreign or (self._worker is not None and not self._alone):
+            shared = self._worker is not None and not self._alone
+            if watcher.is_foreign or shared or names_in(self.name):
                 watcher.leave()
             elif self._remove():
                 watcher.dismiss()
@@ -170,6 +176,27 @@ class ContainerServer(OwnServer):
                 watcher.leave()  # it goes on trying
         finally:
             self._client.client.close()
+
+    def reach(self, name: str) -> Reach:
+        """Tell how a database is reached: people know none of the passwords."""
+        from .keeping import engine_command, reach
+
+        with _engine_errors(f"The container {self.name} of this run cannot be had"):
+            labels = self._client.client.containers.get(self.name).labels
+            self._client.client.close()
+        conninfo = self.admin_conninfo(name)
+        del conninfo["password"]
+        run = f"{engine_command()} exec"
+        place = {key: conninfo[key] for key in ("host", "port")}
+        place.update(container=self.name, guardian=labels.get(GUARDIAN, ""))
+        return replace(
+            reach(conninfo, place),
+            psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
+            note=f"{ADMIN}'s password: {run} {self.name} sh -c 'echo $POSTGRES_PASSWORD'",
+        )
+
+    def outlive(self, file: Path) -> None:
+        """Leave it to the process that guards the container, which looks for such files itself."""
 
     def join(self) -> bool:
         """Wait for the container that another worker makes; tell whether it has published it."""
@@ -283,6 +310,7 @@ class ContainerServer(OwnServer):
             labels={
                 container_guardian.ATTEMPT: self._attempt,
                 OWNER: identity(self._worker.controller if self._worker else os.getpid()),
+                GUARDIAN: identity(self._watcher.pid) if self._watcher else "",
             },
             **self._network(),
         )
@@ -379,7 +407,7 @@ class ContainerServer(OwnServer):
         """Remove the containers of runs on this machine that died together with their guardian."""
         api = self._client.client.api
         for found in api.containers(all=True, filters={"label": OWNER}):
-            if is_dead(found["Labels"][OWNER]):
+            if all(is_dead(found["Labels"].get(label, "")) for label in (OWNER, GUARDIAN)):
                 container_guardian.remove_container(api, found["Id"])
 
 
@@ -438,34 +466,10 @@ def engine_problem() -> str | None:
     return None
 
 
-def identity(pid: int) -> str:
-    """Name a process as no other will ever be named; empty where the system cannot."""
-    try:
-        start = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-        return f"{_machine()} {pid} {start[19]}"
-    except OSError:
-        return ""
-
-
-def is_dead(owner: str) -> bool:
-    """Whether the process of a name is known to have ended: one of elsewhere is not."""
-    machine, _, process = owner.rpartition(" ")[0].rpartition(" ")
-    try:
-        return machine == _machine() and identity(int(process)) != owner
-    except (OSError, ValueError):
-        return False
-
-
 def says_ready(log: str) -> bool:
     """Whether a server wrote that it is ready on the network; an image's first one is not."""
     _, listening, rest = log.rpartition("listening on IPv")
     return bool(listening) and "ready to accept connections" in rest
-
-
-def _machine() -> str:
-    """Name this boot of this machine and what process numbers mean here."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _find_engine() -> DockerClient:
@@ -558,6 +562,10 @@ class _Watcher:
         )
         atexit.register(self.leave)
         self.tell("path", [os.path.abspath(path) for path in sys.path])  # noqa: PTH100
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def is_foreign(self) -> bool:

@@ -1,7 +1,7 @@
 """A small process that removes a run's container once pytest is gone, however it went.
 
 It is run as a script by `container.py`, isolated. Each line that it reads is a JSON array:
-`["path", directories]` says where to import from, `["made"]` that the container exists,
+`["path", directories]` says where to import from, `["made", name]` that the container exists,
 `["run", pid]` that it shall live as long as that process, the controller of a run whose workers
 share it, and `["done"]` that pytest has removed it.
 """
@@ -18,7 +18,9 @@ import time
 from typing import Any
 
 ATTEMPT = "pytest-pgmonkey.attempt"
+SUPERUSER = "postgres"
 PARENT_POLL = 0.25
+STAY_POLL = 1.0
 REMOVE_POLL = 0.2
 REMOVE_LIMIT = 60.0
 LATE_LIMIT = 15.0
@@ -30,7 +32,7 @@ class Watch:
     def __init__(self, parent: int) -> None:
         self.parent = parent
         self.run = 0
-        self.made = False
+        self.made = ""
         self.done = False
         self._closed = threading.Event()
 
@@ -45,8 +47,8 @@ class Watch:
     def do_path(self, directories: list[str]) -> None:
         sys.path[:] = directories
 
-    def do_made(self) -> None:
-        self.made = True
+    def do_made(self, name: str) -> None:
+        self.made = name
 
     def do_run(self, pid: int) -> None:
         self.run = pid
@@ -67,6 +69,36 @@ class Watch:
 
         while is_alive(self.run):
             time.sleep(PARENT_POLL)
+
+    def stay(self) -> None:
+        """Wait as long as a database of a failed test is kept in the container."""
+        try:
+            from testcontainers.core import docker_client  # noqa: F401 - it may be uninstalled
+
+            from pytest_pgmonkey.kept import names_in
+        except ImportError:
+            return
+        names = names_in(self.made)
+        while names:
+            time.sleep(STAY_POLL)
+            left = names_in(self.made)
+            for name in names - left if left else ():
+                drop(self.made, name)
+            names = left
+
+
+def drop(container: str, name: str) -> None:
+    """Drop a database in a container where others are still kept, as well as it goes."""
+    from testcontainers.core.docker_client import DockerClient
+
+    statement = f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
+    with contextlib.suppress(Exception):  # it goes with the container
+        client = DockerClient().client
+        try:
+            found = client.containers.get(container)
+            found.exec_run(["psql", "-U", SUPERUSER, "-c", statement])
+        finally:
+            client.close()
 
 
 def remove_for_long(attempt: str, *, made: bool) -> None:
@@ -124,10 +156,12 @@ def main(parent: str, attempt: str) -> None:
     try:
         threading.Thread(target=watch.listen, daemon=True).start()
         watch.wait()
+        if watch.made and not watch.done:
+            watch.stay()
     finally:
         set_signals(signal.SIG_IGN)
         if not watch.done:
-            remove_for_long(attempt, made=watch.made)
+            remove_for_long(attempt, made=bool(watch.made))
         os._exit(0)  # the thread may hold stdin, for which the interpreter would wait
 
 

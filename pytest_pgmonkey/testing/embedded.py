@@ -7,16 +7,18 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, TypeVar
 
-from . import clusters
+from . import clusters, guardian
 from .binaries import extension_versions
 from .directories import ON_WINDOWS, choose_directories
 from .guarded import GuardedProcess, read_log
 from .owned import ADMIN, ROLE, OwnServer
 from .reach import make_reachable, unprivileged_uid
-from .servers import ServerStartError
+from .servers import Reach, ServerStartError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from .binaries import Binaries
     from .template import Recipe
@@ -52,6 +54,7 @@ class EmbeddedServer(OwnServer):
     """
 
     source = "embedded"
+    _keeping: threading.Thread | None = None
 
     def __init__(
         self, binaries: Binaries, *, settings: Mapping[str, str] | None = None, name: str = ""
@@ -104,13 +107,35 @@ class EmbeddedServer(OwnServer):
     def major(self) -> int:
         return self.binaries.major
 
+    @property
+    def home(self) -> Path:
+        """The directory of the server, which its guardian looks at."""
+        return self.guarded.home
+
     def log(self) -> str:
         """Give the last lines that the server wrote."""
-        return read_log(self.guarded.home)
+        return read_log(self.home)
+
+    def reach(self, name: str) -> Reach:
+        from .keeping import KeptError, reach
+
+        if self._password is not None:
+            raise KeptError("a server that asks for a random password ends with the run")
+        conninfo = self.conninfo(name)
+        return reach(conninfo, {key: conninfo[key] for key in ("host", "port")})
+
+    def outlive(self, file: Path) -> None:
+        guardian.hold(str(self.home), str(file))
 
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
+        self.finish_keeping()
+
+    def finish_keeping(self) -> None:
+        """Wait until what later runs start from is written."""
+        if self._keeping is not None:
+            self._keeping.join()
 
     def make_cluster(self) -> None:
         """Make the data directory, by a copy where one was kept."""
@@ -121,7 +146,7 @@ class EmbeddedServer(OwnServer):
         """Make the data directory anew, and keep it for later runs."""
         self.run_initdb()
         if key := self._key():
-            clusters.keep(key, self.guarded.data)
+            self._keeping = clusters.keep_soon(key, self.guarded.data)
 
     def run_initdb(self) -> None:
         """Make the data directory with initdb."""
@@ -246,8 +271,9 @@ def initdb_options(major: int) -> Iterator[list[str]]:
     """Give the options of initdb to try in turn: quick, UTF-8, a locale that is never the user's.
 
     Before PostgreSQL 17 the locale C.UTF-8 is the operating system's, and not everywhere there.
+    A directory that is cleaned after a failure no longer tells which shared memory is left.
     """
-    options = ["--no-sync", "-U", ADMIN, "--encoding=UTF8", "--wal-segsize=4"]
+    options = ["--no-sync", "--no-clean", "-U", ADMIN, "--encoding=UTF8", "--wal-segsize=4"]
     if major >= 14:
         options.append("--no-instructions")
     if major >= 18:

@@ -30,12 +30,14 @@ def create_extensions(conn: psycopg.Connection[Any], names: Iterable[str], serve
             conn.execute(statement.format(sql.Identifier(name)))
         except psycopg.Error as error:
             problem = error.diag.message_primary or str(error)
-            advice = _advice(name) if server.source == "embedded" else ""
+            advice = _advice(name, problem) if server.source == "embedded" else ""
             text = f"extension {name!r} on {server.description}: {problem}.{advice}"
             raise ExtensionError(text) from None
 
 
-def _advice(name: str) -> str:
+def _advice(name: str, problem: str) -> str:
+    if "cannot open shared object file" in problem:
+        return " Install the package of your system that has this library."
     places = [str(found.bindir) for found in find_all() if _has(found, name)]
     here = f" This machine has it in {', '.join(places)} (--pgmonkey-bindir)." if places else ""
     return (

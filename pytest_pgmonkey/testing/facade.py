@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from psycopg.conninfo import make_conninfo
 
+from ..secrets import redact_text
+
 if TYPE_CHECKING:
     from psycopg import Cursor
     from psycopg.abc import Params, Query
@@ -23,7 +25,7 @@ class PGMonkey:
         self._kit = kit
 
     def __repr__(self) -> str:
-        return f"<PGMonkey {self.dsn!r}>"
+        return f"<PGMonkey {redact_text(self.dsn)!r}>"  # pytest shows it with a failure
 
     @cached_property
     def manager(self) -> PGConnectionManager:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .plugin import begin, is_async, kit_of, prepare, schema_of, settle, show_errors
+from .plugin import (
+    begin,
+    current_request,
+    is_async,
+    kit_of,
+    prepare,
+    schema_of,
+    settle,
+    show_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +54,11 @@ def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -
 
 
 @pytest.fixture(scope="session")
-def _pgmonkey_kit(pgmonkey_database: Database) -> Kit:
+def _pgmonkey_kit() -> Kit:
     """The kit with its database prepared."""
-    return pgmonkey_database.kit
+    # Asked for here and not in the signature: pytest walks through all of a signature's session
+    # fixtures for each test anew, which costs as much as a statement.
+    return current_request().getfixturevalue("pgmonkey_database").kit  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,9 @@ class GuardedProcess:
             process, self._process = self._process, None
             if process is None:
                 return
+            if guardian.is_held(str(self.home)):
+                _let_go(process)
+                return
             if self._waiting:  # interrupted: it would first finish what it is at
                 process.terminate()
             _close_pipes(process)
@@ -98,8 +101,7 @@ class GuardedProcess:
         self._lock = threading.Lock()
         process, self._process = self._process, None
         if process is not None:
-            process.returncode = 0  # or its finalizer warns of a process still running
-            _close_pipes(process)
+            _let_go(process)
 
     def _request(self, *request: Any) -> Any:
         with self._lock:
@@ -153,6 +155,11 @@ def _spawn(owner: int, uid: int | None, directories: Sequence[Path]) -> subproce
         env=server_environment(),
         start_new_session=True,
     )
+
+
+def _let_go(process: subprocess.Popen[str]) -> None:
+    process.returncode = 0  # or its finalizer warns of a process still running
+    _close_pipes(process)
 
 
 def _close_pipes(process: subprocess.Popen[str]) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 POLL = 0.005
 PARENT_POLL = 0.25
+STAY_POLL = 1.0
 START_LIMIT = 60.0
 STOP_LIMIT = 5.0
 REMOVE_LIMIT = 10.0
@@ -35,6 +36,7 @@ LOG = "server.log"
 DATA = "data"
 PID = "guardian.pid"
 PUBLISHED = "published.json"
+HOLD = "kept-"
 CHUNK = 1 << 20
 
 
@@ -169,6 +171,26 @@ def works_in(pid: int, data: str) -> bool:
         return not os.path.exists("/proc/self/cwd")
 
 
+def hold(home: str, file: str) -> None:
+    """Let the server of a home outlive its run as long as a file is there."""
+    with open(f"{home}/{HOLD}{file.rpartition('/')[2]}", "x", encoding="utf-8") as mark:
+        mark.write(file)
+
+
+def is_held(home: str) -> bool:
+    """Tell whether a server is to outlive its run."""
+    try:
+        marks = [entry.path for entry in os.scandir(home) if entry.name.startswith(HOLD)]
+        return any(_names_a_file(mark) for mark in marks)
+    except OSError:
+        return False
+
+
+def _names_a_file(mark: str) -> bool:
+    with open(mark, encoding="utf-8") as file:
+        return os.path.exists(file.read())
+
+
 class Guardian:
     """The server of one run: its directories and the program that is running now."""
 
@@ -226,6 +248,7 @@ class Guardian:
                 answer({"result": result})
         if self._run:
             self._watching.join()
+        self.stay()
 
     def do_copy(self, source: str, files: int, size: int) -> bool:
         """Copy a data directory; tell whether it is whole. An incomplete one is removed."""
@@ -246,7 +269,9 @@ class Guardian:
 
     def do_run(self, *argv: str) -> int:
         """Run a program to its end and give its exit code."""
-        return self._spawn(argv).wait()
+        code = self._spawn(argv).wait()
+        self._end_child(signal.SIGTERM)  # what it started may have died and left shared memory
+        return code
 
     def do_start(self, *argv: str) -> int | None:
         """Start the server; give its pid once it accepts connections, `None` where it fails to."""
@@ -272,8 +297,15 @@ class Guardian:
     def _watch(self) -> None:
         while is_alive(self._run) if self._run else os.getppid() == self.parent:
             time.sleep(PARENT_POLL)
+        self.stay()
         self.end()
         os._exit(0)
+
+    def stay(self) -> None:
+        """Wait as long as a database of a failed test is kept on the server."""
+        child = self.child
+        while child is not None and child.poll() is None and is_held(self.home):
+            time.sleep(STAY_POLL)
 
     def end(self) -> None:
         """Stop the server and remove its directories; once, whichever thread asks first."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..config import ConnectionSpec
     from ..handles import AsyncHandle, Handle
     from .interception import Interception
+    from .keeping import Keeping
     from .launch import Launch
     from .options import Options
     from .sandbox.sandbox import Scope
@@ -83,6 +84,7 @@ class Kit:
         self._lost = ""
         self._clones: Clones | None = None
         self._world: CloneWorld | None = None
+        self._keeping: Keeping | None = None
         self._shared: list[Scope] = []
         self._depth = 0
         self._pid = os.getpid()
@@ -100,8 +102,11 @@ class Kit:
     def prepare(self, steps: Iterable[Any], launched: Launch | None = None) -> Database:
         """Make the database of this process, load the schema into it, and connect to it.
 
-        The server may be launched already, with these steps in mind.
+        The server may be launched already, with these steps in mind. Once made it serves to the
+        end of the run: a test that is run again may have ended the session's fixtures.
         """
+        if self._database is not None:
+            return self._database
         self._steps = resolve_steps(steps, self.options.rootdir)
         self._prepare_template(launched)
         existing = self._existing()
@@ -212,11 +217,17 @@ class Kit:
 
     # Clones
 
+    def _pristine(self) -> str | None:
+        """Give the template of which the prepared database is a copy to which nothing came."""
+        return None if self._unblocked else self._find_template()
+
     @property
     def clones(self) -> Clones:
         """The copies of the prepared database."""
         if self._clones is None:
-            self._clones = Clones(self.server, self.database.name, self.sandbox.close)
+            self._clones = Clones(
+                self.server, self.database.name, self.sandbox.close, self._pristine
+            )
         return self._clones
 
     @property
@@ -286,7 +297,12 @@ class Kit:
         if self._world is not None:
             world, self._world = self._world, None
             self.interception.sandbox = self.sandbox
-            return world.end(), []
+            failures = world.end()
+            if self._keeping is not None:
+                self._keeping.hold(world)
+            else:
+                world.give_back()
+            return failures, []
         sandbox = self.sandbox
         refusals = sandbox.take_refusals()
         failures = sandbox.reset()
@@ -295,6 +311,16 @@ class Kit:
         elif not sandbox.is_open:
             self._reopen()
         return failures, refusals
+
+    def see(self, test: str, when: str, *, failed: bool) -> str:
+        """Follow the phases of a test whose database may be kept; give what its report tells."""
+        if self._server is None:
+            return ""
+        if self._keeping is None:
+            from .keeping import Keeping
+
+            self._keeping = Keeping(self.options, self._server)
+        return self._keeping.see(test, when, failed=failed, cloned=self._world is not None)
 
     def _reopen(self) -> None:
         """Connect anew, or remember why no further test can: one line for each is enough."""
@@ -336,6 +362,8 @@ class Kit:
         """End everything that the process has started."""
         if os.getpid() != self._pid:
             return
+        if self._keeping is not None:
+            self._keeping.close()
         if self._clones is not None:
             self._clones.close()
         if self._sandbox is not None:

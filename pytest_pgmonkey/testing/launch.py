@@ -29,7 +29,7 @@ def start_server(
     An embedded one has the recipe's template from the start where an earlier run kept it.
     """
     if options.config is not None:
-        return _configured(options, options.config)
+        return _configured(options, options.config, worker)
     choice = choose(options)
     if choice.binaries is None:
         return _contained(options, worker)
@@ -50,7 +50,7 @@ def _contained(options: Options, worker: Worker | None) -> Server:
     return start_or_join(options.image, worker)
 
 
-def _configured(options: Options, file: Path) -> Server:
+def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     from ..config import connection_spec, load_config
     from .configured import ConfiguredServer
 
@@ -60,7 +60,7 @@ def _configured(options: Options, file: Path) -> Server:
         allow_sensitive_defaults=options.allow_sensitive_defaults,
     )
     spec = connection_spec(config, "normal", origin=str(file))
-    return ConfiguredServer(spec, config, str(file))
+    return ConfiguredServer(spec, config, str(file), worker)
 
 
 def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Launch | None:

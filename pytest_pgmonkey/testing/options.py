@@ -268,8 +268,6 @@ def _contradictions(options: Options) -> None:
         raise OptionError(f"{given['image']} is for a container, and there is none here")
     if options.database != "auto" and options.config is None:
         raise OptionError(f"{given['database']} is for a server that --pgmonkey-config names")
-    if options.keep != "never":
-        raise OptionError(f"{given['keep']}: {options.keep!r} is not available in this version")
     if options.database == "existing" and (options.schema or options.extensions):
         raise OptionError(
             f"{given['database']} is existing: nothing is ever committed in it, so "

@@ -87,6 +87,13 @@ class OwnServer(ABC):
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
 
+    def rename_database(self, name: str, new_name: str) -> None:
+        """Rename a database and end its sessions."""
+        from .keeping import rename
+
+        with self._admin() as conn:
+            rename(conn, name, new_name)
+
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
         """Give the database that a recipe makes, loaded by the first who asks.
 

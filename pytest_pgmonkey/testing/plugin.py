@@ -31,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from .database import Database
     from .kit import Kit
@@ -58,6 +58,8 @@ _BEGINNING: Final = (
 )
 _SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
 _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
+
+_running: pytest.Item | None = None
 
 
 # Options
@@ -102,6 +104,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if _INTERCEPTION not in config.stash:
         _install(config, config.option)
+    if config.stash[_OPTIONS].keep == "failed":
+        config.pluginmanager.register(_FailedTests(), "pgmonkey-keep")
 
 
 def _install(config: pytest.Config, arguments: Any) -> None:
@@ -202,7 +206,19 @@ def _prepare_item(item: pytest.Item) -> None:
         )
     names = getattr(item, "fixturenames", None)
     if names is not None:
+        _name_database(item)
         _put_first(item, names)
+
+
+def _name_database(item: Any) -> None:
+    """Count the database, asked for only at set-up, among the fixtures that the test has.
+
+    Else pytest-rerunfailures does not forget that it could not be prepared.
+    """
+    known = item._fixtureinfo.name2fixturedefs
+    if "pgmonkey_database" not in known:
+        manager = item.session._fixturemanager
+        known["pgmonkey_database"] = manager.getfixturedefs("pgmonkey_database", item) or ()
 
 
 def _put_first(item: pytest.Item, names: list[str]) -> None:
@@ -365,6 +381,8 @@ def settle(kit: Kit) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _running
+    _running = item
     # Decided at collection: this is paid for by every test.
     config = item.config
     wish = item.stash.get(_WISH, None)
@@ -374,6 +392,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if wish.problem:
         pytest.fail(wish.problem, pytrace=False)
     config.stash[_INTERCEPTION].isolation = wish.isolation
+
+
+def current_request() -> Any:
+    """Give the fixture request of the test that is being set up."""
+    return _running._request  # type: ignore[union-attr]
 
 
 class _Wish(NamedTuple):
@@ -444,6 +467,24 @@ def _header(options: Options) -> str:
     except PGMonkeyError as error:
         return f"pgmonkey: {error}"
     return f"pgmonkey: {choice.description}, isolation={options.isolation} ({choice.why})"
+
+
+class _FailedTests:
+    """Keeps the databases of failed tests; most runs do without these hooks."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # what others make of a report is to be seen
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        kit = item.config.stash.get(_KIT, None)
+        if kit is not None and item.config.stash[_INTERCEPTION].isolation == "clone":
+            told = kit.see(item.nodeid, str(report.when), failed=report.failed)
+            if told:
+                # pytest shows what belongs to the teardown by this word with the failure, too.
+                title = "pgmonkey teardown" if report.when == "teardown" else "pgmonkey"
+                report.sections.append((title, told))
+        return report
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

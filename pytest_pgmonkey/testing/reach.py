@@ -8,13 +8,13 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ..caches import NAME, is_ours, own_cache_bases
 from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
@@ -27,13 +27,11 @@ __all__ = [
     "locked",
     "make_reachable",
     "may_enter",
-    "private_cache",
     "unprivileged_uid",
 ]
 
 UNPRIVILEGED = 65534
 COPY_LIMIT = 500 * 1024 * 1024
-NAME = "pytest-pgmonkey"
 LOCK_LIMIT = 60.0
 LOCK_POLL = 0.01
 
@@ -80,22 +78,6 @@ def may_enter(directory: Path, uid: int | None) -> bool:
     )
 
 
-def private_cache(name: str) -> Path | None:
-    """Give a directory of the user's own cache that no other user reads, `None` without one."""
-    for base in _own_cache_bases():
-        directory = base / NAME / name
-        with contextlib.suppress(OSError):
-            directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            directory.mkdir(mode=0o700, exist_ok=True)
-            if _is_ours(directory.parent) and _is_ours(directory) and _is_writable(directory):
-                return directory
-    return None
-
-
-def _is_writable(directory: Path) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
 def cache_directory(uid: int | None) -> Path:
     """Give a directory that only this user writes and `uid` can read, made where need be."""
     for base in _cache_bases():
@@ -104,7 +86,7 @@ def cache_directory(uid: int | None) -> Path:
             if may_enter(_nearest(base), uid):
                 # The mode is named, as the umask may let a group write.
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-                if _is_ours(directory):
+                if is_ours(directory):
                     directory.chmod(0o755)  # the umask may have closed it
                     return directory
     looked = ", ".join(str(base) for base in _cache_bases())
@@ -115,38 +97,12 @@ def cache_directory(uid: int | None) -> Path:
 
 
 def _cache_bases() -> Iterator[Path]:
-    yield from _own_cache_bases()
+    yield from own_cache_bases()
     yield from (Path("/var/cache"), Path("/var/tmp"))
-
-
-def _own_cache_bases() -> Iterator[Path]:
-    """Give the user's own cache directories; a user without a name may have no home either."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        yield Path(named)
-    with contextlib.suppress(RuntimeError):
-        if os.name == "nt":
-            yield Path(os.environ.get("LOCALAPPDATA") or Path.home())
-        elif sys.platform == "darwin":
-            yield Path.home() / "Library" / "Caches"
-        else:
-            yield Path.home() / ".cache"
 
 
 def _nearest(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _is_ours(directory: Path) -> bool:
-    """Refuse a directory that another user has made or may write: programs are run from it."""
-    if os.name == "nt":
-        return True
-    found = directory.lstat()
-    foreign = stat.S_IWGRP | stat.S_IWOTH
-    return (
-        stat.S_ISDIR(found.st_mode)
-        and found.st_uid == os.geteuid()
-        and not (found.st_mode & foreign)
-    )
 
 
 def _tried(binaries: Binaries, uid: int) -> Binaries | None:

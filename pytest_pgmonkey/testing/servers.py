@@ -9,12 +9,13 @@ from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .binaries import Binaries
     from .options import Options
     from .template import Recipe
 
-__all__ = ["Choice", "Server", "ServerStartError", "choose", "settings_of", "url_of"]
+__all__ = ["Choice", "Reach", "Server", "ServerStartError", "choose", "settings_of", "url_of"]
 
 
 class ServerStartError(PGMonkeyError):
@@ -27,6 +28,16 @@ class ServerStartError(PGMonkeyError):
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.log}" if self.log else self.problem
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a database that outlives its run is reached: by people, and by `pgmonkey kept`."""
+
+    dsn: str
+    psql: str
+    place: dict[str, Any]
+    note: str = ""
 
 
 class Server(Protocol):
@@ -63,6 +74,15 @@ class Server(Protocol):
 
     def drop_database(self, name: str) -> None:
         """Drop a database of this run with the sessions that are still in it."""
+
+    def reach(self, name: str) -> Reach:
+        """Tell how a database is reached after the run, with no password; raises KeptError."""
+
+    def outlive(self, file: Path) -> None:
+        """Let the server outlive the run as long as a file is there."""
+
+    def rename_database(self, name: str, new_name: str) -> None:
+        """Rename a database of this run, which is no longer the run's, and end its sessions."""
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
         """Give the database that a recipe makes, `None` where each must be loaded by itself.

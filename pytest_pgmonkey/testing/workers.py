@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import guardian
 from .directories import ON_WINDOWS, RUN, homes
 from .embedded import EmbeddedServer
-from .guarded import TakenError, read_log
+from .guarded import TakenError
 from .servers import ServerStartError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RunServer(EmbeddedServer):
     def stop(self) -> None:
         if self._alone:
             super().stop()
+        self.finish_keeping()
 
 
 class JoinedServer(EmbeddedServer):
@@ -86,8 +87,9 @@ class JoinedServer(EmbeddedServer):
     def scratch_name(self, name: str) -> str:
         return f"{name}_{self._worker.name}"
 
-    def log(self) -> str:
-        return read_log(self._home)
+    @property
+    def home(self) -> Path:
+        return self._home
 
     def stop(self) -> None:
         """Leave it to the other workers."""
@@ -143,6 +145,8 @@ def _guardian_lives(home: Path) -> bool:
 def end_run(run: str) -> None:
     """End the server of a run, if one of its workers has started one; leaves nothing behind."""
     found = homes(run)
+    if any(guardian.is_held(str(home)) for home in found):
+        return  # A database is kept there: the guardian ends the server when it is removed.
     for home in filter(_is_home, found):
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((home / guardian.PID).read_text("ascii")), signal.SIGTERM)

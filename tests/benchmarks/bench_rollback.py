@@ -34,9 +34,14 @@ def pytest_unconfigure():
     with open(os.environ["BENCH_OUT"], "w") as file:
         json.dump(COSTS, file)
 
+# For every test, empty ones too: the rivals' own fixtures depend on nothing of ours.
+@pytest.fixture(scope="session", autouse=True)
+def dsn(pgmonkey_database):
+    os.environ["BENCH_DSN"] = pgmonkey_database.dsn
+
 @pytest.fixture(scope="session")
-def session_connection(pgmonkey_database):
-    with psycopg.connect(pgmonkey_database.dsn) as conn:
+def session_connection():
+    with psycopg.connect(os.environ["BENCH_DSN"]) as conn:
         yield conn
 
 @pytest.fixture
@@ -45,8 +50,8 @@ def by_hand(session_connection):
     session_connection.rollback()
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def session_async_connection(pgmonkey_database):
-    async with await psycopg.AsyncConnection.connect(pgmonkey_database.dsn) as conn:
+async def session_async_connection():
+    async with await psycopg.AsyncConnection.connect(os.environ["BENCH_DSN"]) as conn:
         yield conn
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def test_real_commits_in_a_database_of_its_own(
             conn.execute("LISTEN c")
             with pgmonkey.normal as other:
                 other.execute("NOTIFY c, 'hello'")
-            assert [n.payload for n in conn.notifies(timeout=5, stop_after=1)] == ["hello"]
+            assert [n.payload for n in conn.notifies(timeout=60, stop_after=1)] == ["hello"]
         with pgmonkey.normal as conn:
             conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
             row = conn.execute("SHOW transaction_isolation").fetchone()
@@ -184,8 +185,21 @@ def test_unblocked_data_is_in_the_clones(project: pytest.Pytester, run: Callable
     run().assert_outcomes(passed=3)
 
 
+@pytest.mark.parametrize(
+    ("right", "message"),
+    [
+        ("NOCREATEDB", "*cannot be copied*role with CREATEDB*"),
+        ("CREATEDB", "*cannot be copied while others are connected*1 other session*close those*"),
+    ],
+)
 def test_a_database_in_use_cannot_be_copied(
-    pytester: pytest.Pytester, run: Callable[..., Any], config_file: Path, pg_server: EmbeddedServer
+    pytester: pytest.Pytester,
+    run: Callable[..., Any],
+    config_file: Path,
+    pg_server: EmbeddedServer,
+    database: str,
+    right: str,
+    message: str,
 ) -> None:
     """The error says that others are connected, or that the role may not."""
     pytester.makepyfile(
@@ -197,9 +211,16 @@ def test_a_database_in_use_cannot_be_copied(
             pass
         """
     )
-    result = run(f"--pgmonkey-config={config_file}")
+    with psycopg.connect(**pg_server.admin_conninfo(database), autocommit=True) as other:
+        role = pg_server.conninfo(database)["user"]
+        other.execute(f"ALTER ROLE {role} {right}")
+        try:
+            result = run(f"--pgmonkey-config={config_file}", "--pgmonkey-database=existing")
+        finally:
+            other.execute(f"ALTER ROLE {role} NOCREATEDB")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*cannot be copied*role with CREATEDB*"])
+    result.stdout.fnmatch_lines([message])
+    assert "Traceback" not in result.stdout.str()
 
 
 def test_workers_share_a_server_and_no_clone(

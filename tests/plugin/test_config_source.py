@@ -53,7 +53,9 @@ def role(admin: psycopg.Connection[Any], config_file: Path) -> Iterator[str]:
 
 
 def databases(conn: psycopg.Connection[Any]) -> set[str]:
-    return {name for (name,) in conn.execute("SELECT datname FROM pg_database")}
+    """All but the templates, which stay."""
+    query = "SELECT datname FROM pg_database WHERE datname NOT LIKE 'pgmonkey_template_%'"
+    return {name for (name,) in conn.execute(query)}
 
 
 def test_a_role_with_its_own_grants_alone(

@@ -68,7 +68,6 @@ def test_map_is_read() -> None:
         ({"intercept": "maybe"}, "'maybe' is not one of auto, true, false"),
         ({"wait-timeout": "soon"}, "'soon' is not a number of seconds"),
         ({"wait-timeout": "0"}, "'0' is not a number of seconds"),
-        ({"keep": "failed"}, "'failed' is not available in this version"),
         ({"map": ["reporting"]}, "must read DBNAME = primary"),
         ({"resolve-env": "perhaps"}, "neither true nor false"),
         ({"source": "embedded", "config": "x.yaml"}, "give one of them"),

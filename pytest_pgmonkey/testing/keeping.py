@@ -1,0 +1,173 @@
+"""Keeps the databases of failed tests in clone isolation beyond their run."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from ..errors import PGMonkeyError
+from ..kept import Kept, KeptError, describe, new_name, remove, remove_old, writable_directory
+from ..secrets import redact_text
+from .servers import Reach
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from .clones import CloneWorld
+    from .options import Options
+    from .servers import Server
+
+__all__ = ["Keeping", "KeptError", "engine_command", "reach", "rename"]
+
+_END_SESSIONS = """\
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()
+AND pg_catalog.pg_has_role(usesysid, 'USAGE')
+"""
+
+
+def rename(conn: Connection[Any], name: str, new_name: str) -> None:
+    """Rename a database after its sessions have been ended."""
+    old, new = sql.Identifier(name), sql.Identifier(new_name)
+    # What the test has left running would connect anew at once.
+    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(old))
+    conn.execute(_END_SESSIONS, [name])
+    conn.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(old, new))
+    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(new))
+
+
+def reach(conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> Reach:
+    """Tell how psql and others reach a database."""
+    dsn = make_conninfo(**conninfo)
+    return Reach(dsn, f"psql {shlex.quote(dsn)}", place, note)
+
+
+def engine_command() -> str:
+    """Give the command of the container engine that this machine has."""
+    return "podman" if not shutil.which("docker") and shutil.which("podman") else "docker"
+
+
+class Keeping:
+    """Follows the tests of a process, and keeps the clones of those that fail.
+
+    Whether a clone is kept is known when its test's teardown has been reported: a clone is held
+    until then. What it will be called is told with the failure, where people look for it.
+    """
+
+    def __init__(self, options: Options, server: Server) -> None:
+        self._options = options
+        self._server = server
+        self._test = ""
+        self._failed = self._refused = False
+        self._plan: Kept | None = None
+        self._held: CloneWorld | None = None
+        self._last: Kept | None = None
+
+    def hold(self, world: CloneWorld) -> None:
+        """Take over the clone of a test that has used it for the last time."""
+        self._let_go()
+        self._held = world
+
+    def close(self) -> None:
+        """Keep what was promised, also where the run ends before the test's teardown does."""
+        if self._plan is not None:
+            self._settle()
+
+    def see(self, test: str, when: str, *, failed: bool, cloned: bool) -> str:
+        """Take note of a phase of a test; give what its report should tell, if anything.
+
+        `cloned` says whether the test has a clone now.
+        """
+        if when == "setup":
+            self._begin(test)
+        self._failed |= failed
+        if when == "teardown":
+            return self._settle()
+        return self._announce() if failed and cloned and self._plan is None else ""
+
+    def _begin(self, test: str) -> None:
+        self._let_go()
+        if self._last is not None and self._last.test == test:
+            with contextlib.suppress(KeptError):
+                remove(self._last)  # it is run again: only the last attempt counts
+        self._test = test
+        self._failed = self._refused = False
+        self._plan = self._last = None
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.give_back()
+
+    def _announce(self) -> str:
+        """Decide what the database will be called."""
+        try:
+            writable_directory()
+            self._plan = self._make_plan()
+        except PGMonkeyError as error:
+            self._refused = True
+            return f"The database of this test is not kept: {error}"
+        told = describe(self._plan)
+        lines = [
+            f"The database of this test is kept: {self._plan.name}",
+            f"DSN: {told['DSN']}",
+            told["psql"],
+            f"pgmonkey kept --remove {self._plan.name}",
+        ]
+        return "\n".join([*lines, f"({told['note']})"] if "note" in told else lines)
+
+    def _make_plan(self) -> Kept:
+        name = new_name(self._test)
+        found = self._server.reach(name)
+        place = dict(found.place)
+        if self._server.source == "config":
+            place["options"] = {
+                "resolve_env": self._options.resolve_env,
+                "allow_sensitive_defaults": self._options.allow_sensitive_defaults,
+            }
+        return Kept(
+            name=name,
+            test=self._test,
+            made=datetime.now(timezone.utc).isoformat(),
+            source=self._server.source,
+            dsn=found.dsn,
+            psql=found.psql,
+            place=place,
+            note=found.note,
+        )
+
+    def _settle(self) -> str:
+        """Keep the clone of the test that has ended, or give it back."""
+        told = ""
+        if self._failed and self._held is not None and not self._refused:
+            told = "" if self._plan else self._announce()
+            if self._plan is not None:
+                told = self._keep(self._held, self._plan) or told
+        self._let_go()
+        return told
+
+    def _keep(self, world: CloneWorld, plan: Kept) -> str:
+        """Keep a clone; gives what went wrong."""
+        try:
+            kept = plan.save()
+        except KeptError as error:
+            return f"The database of this test is not kept after all: {error}"
+        try:
+            assert kept.file is not None
+            self._server.outlive(kept.file)
+            self._server.rename_database(world.name, plan.name)
+        except (PGMonkeyError, psycopg.Error, OSError) as error:
+            with contextlib.suppress(KeptError):
+                kept.forget()
+            text = redact_text(str(error))
+            return f"The database of this test is not kept after all: {text}"
+        self._held, self._last = None, kept
+        remove_old()
+        return ""

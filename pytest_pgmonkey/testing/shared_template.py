@@ -1,0 +1,179 @@
+"""Template databases that stay on a server which somebody else runs, for the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import sql
+
+from .advisory import claim
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from psycopg import Connection
+
+    from .template import Recipe
+
+__all__ = [
+    "SettingError",
+    "checksum",
+    "copy_settings",
+    "exists",
+    "note_use",
+    "remove_unused",
+    "seal",
+    "template_name",
+]
+
+FORMAT: Final = 1
+KEPT: Final = 6
+_NAME: Final = re.compile(r"pgmonkey_template_([0-9a-f]{24})([0-9a-f]{8})")
+_OWN: Final = "pg_catalog.pg_get_userbyid(datdba) = current_user"
+# What else the result of a schema depends on: the server's build, the role and its settings, what
+# a new database has from the start, and which versions of extensions there are.
+_FACTS: Final = """\
+SELECT pg_catalog.version(), current_user,
+ARRAY(
+    SELECT setconfig::text FROM pg_catalog.pg_db_role_setting LEFT JOIN pg_catalog.pg_roles
+    ON pg_roles.oid = setrole
+    WHERE setdatabase = 0 AND (setrole = 0 OR rolname = current_user) ORDER BY setrole
+),
+(
+    SELECT pg_catalog.concat_ws(' ', encoding, datcollate, datctype)
+    FROM pg_catalog.pg_database WHERE datname = 'template1'
+),
+ARRAY(
+    SELECT name || ' ' || default_version
+    FROM pg_catalog.pg_available_extensions ORDER BY name
+)
+"""
+_LEFT: Final = """\
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+WHERE datname = %s AND usename = current_user
+"""
+_SETTINGS: Final = """\
+SELECT rolname, setconfig
+FROM pg_catalog.pg_db_role_setting LEFT JOIN pg_catalog.pg_roles ON pg_roles.oid = setrole
+WHERE setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = %s)
+ORDER BY setrole
+"""
+# Those whose value the server keeps as a list of quoted names.
+_LISTS: Final = frozenset(
+    [
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    ]
+)
+
+
+class SettingError(Exception):
+    """A setting of the template database cannot be given to a copy."""
+
+
+def checksum(text: str) -> str:
+    """Give what proves that a name with this text in it is one of ours."""
+    return hashlib.sha256(f"pytest-pgmonkey {text}".encode()).hexdigest()[:8]
+
+
+def template_name(conn: Connection[Any], recipe: Recipe, config: Mapping[str, Any]) -> str:
+    """Name the database that a recipe makes on this server, for this role and configuration."""
+    settings = [config.get("sync_settings"), config.get("async_settings")]
+    options = config["connection_settings"].get("options")
+    row = conn.execute(_FACTS).fetchone()
+    text = json.dumps([FORMAT, recipe.digest, row, settings, options], default=str, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return f"pgmonkey_template_{digest}{checksum(digest)}"
+
+
+def exists(conn: Connection[Any], name: str) -> bool:
+    """Whether there is such a database of ours; another role may have made one to deceive us."""
+    query = f"SELECT FROM pg_catalog.pg_database WHERE datname = %s AND {_OWN}"
+    return conn.execute(query, [name]).fetchone() is not None
+
+
+def seal(conn: Connection[Any], loaded: str, name: str) -> bool:
+    """Turn a loaded database into a template; gives `False` where another was quicker."""
+    names = {"loaded": sql.Identifier(loaded), "name": sql.Identifier(name)}
+    conn.execute(sql.SQL("ALTER DATABASE {loaded} ALLOW_CONNECTIONS false").format(**names))
+    # A schema step may have left a connection open, as SQLAlchemy's engines do.
+    conn.execute(_LEFT, [loaded])
+    try:
+        conn.execute(sql.SQL("ALTER DATABASE {loaded} RENAME TO {name}").format(**names))
+    except psycopg.errors.DuplicateDatabase:
+        return False
+    return True
+
+
+def note_use(conn: Connection[Any], name: str) -> None:
+    """Note on a template that it was used now: it is kept longer than others."""
+    row = conn.execute(
+        "SELECT 'schema of tests (pytest-pgmonkey), last used ' || "
+        "(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::text || ' UTC'"
+    ).fetchone()
+    text = sql.Literal(row[0] if row else "")
+    # Another run may do so at the same moment, which is as good.
+    with contextlib.suppress(psycopg.Error):
+        conn.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), text))
+
+
+def remove_unused(conn: Connection[Any], but: Collection[str]) -> None:
+    """Remove the templates of this role used least recently, as far as no living run uses them."""
+    rows = conn.execute(
+        "SELECT datname FROM pg_catalog.pg_database "
+        f"WHERE datname LIKE 'pgmonkey\\_template\\_%' AND {_OWN} "
+        "ORDER BY pg_catalog.shobj_description(oid, 'pg_database') DESC NULLS LAST, datname"
+    ).fetchall()
+    others = [name for (name,) in rows if name not in but and _is_ours(name)]
+    for name in others[KEPT - len(but) :]:
+        with claim(conn, name) as unused, contextlib.suppress(psycopg.Error):
+            if unused:
+                conn.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def _is_ours(name: str) -> bool:
+    found = _NAME.fullmatch(name)
+    return found is not None and checksum(found[1]) == found[2]
+
+
+def copy_settings(conn: Connection[Any], model: str, copy: str) -> None:
+    """Give a database what ALTER … SET has set in another; raises SettingError.
+
+    CREATE DATABASE does not copy that, and only a superuser may write it into the catalogue.
+    """
+    for role, settings in conn.execute(_SETTINGS, [model]).fetchall():
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            try:
+                conn.execute(_set(copy, role, name, value))
+            except psycopg.Error as error:
+                of = f"role {role!r} in " if role else ""
+                raise SettingError(f"{name} of {of}it: {error.diag.message_primary}") from None
+
+
+def _set(database: str, role: str | None, name: str, value: str) -> sql.Composed:
+    whose = sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
+    if role is not None:
+        whose = sql.SQL("ALTER ROLE {} IN DATABASE {}").format(
+            sql.Identifier(role), sql.Identifier(database)
+        )
+    values = sql.SQL(", ").join(map(sql.Literal, _values(name, value)))
+    # An extension's setting has a name of two parts.
+    return sql.SQL("{} SET {} TO {}").format(whose, sql.Identifier(*name.split(".")), values)
+
+
+def _values(name: str, value: str) -> Iterator[str]:
+    if name not in _LISTS:
+        yield value
+        return
+    for part in re.findall(r'"(?:[^"]|"")*"|[^,\s]+', value):
+        yield part[1:-1].replace('""', '"') if part.startswith('"') else part
