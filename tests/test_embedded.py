@@ -20,6 +20,7 @@ from psycopg import errors
 from remains import (
     NEEDS_PROC,
     NEEDS_ROOT,
+    PATIENCE,
     command_line,
     is_gone,
     processes_of,
@@ -185,7 +186,7 @@ class TestEnd:
         """The end of the interpreter stops the server, without warning or zombie."""
         process = script("server = EmbeddedServer.start(find_binaries()); tell(server)")
         home = home_told_by(process)
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=PATIENCE) == ("", "")
         assert process.returncode == 0
         assert not home.exists()
 
@@ -202,7 +203,7 @@ class TestEnd:
             """
         )
         home_told_by(process)
-        assert process.communicate(timeout=20) == ("no child\n", "")
+        assert process.communicate(timeout=PATIENCE) == ("no child\n", "")
 
     def test_it_is_gone_after_a_sigkill_of_pytest(self, script):
         """The guardian stops the server and removes everything when pytest is killed."""
@@ -240,7 +241,7 @@ class TestEnd:
         home = home_told_by(process)
         assert wait_until(lambda: b"sleep" in b"".join(map(command_line, processes_of(home))))
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=PATIENCE) == ("", "")
         assert is_gone(home, set())
 
     def test_a_fork_that_outlives_pytest_does_not_keep_the_server(self, script):
@@ -298,7 +299,7 @@ class TestEnd:
             """
         )
         home = home_told_by(process)
-        assert process.communicate(timeout=20) == ("(1,)\n", "")
+        assert process.communicate(timeout=PATIENCE) == ("(1,)\n", "")
         assert not home.exists()
 
     def test_stop_cleans_up_where_the_guardian_was_killed(self):
@@ -330,7 +331,7 @@ class TestEnd:
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
             (tmp_path / "postmaster.pid").write_text(f"{other.pid}\n")
             guardian.end_orphan(str(tmp_path))
-            other.communicate(b"\n", timeout=10)
+            other.communicate(b"\n", timeout=PATIENCE)
         assert other.returncode == 0
 
     def test_a_killed_postmaster_leaves_no_shared_memory(self):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from remains import NEEDS_PROC, is_gone, processes_of, segments_of, wait_until
+from remains import NEEDS_PROC, PATIENCE, is_gone, processes_of, segments_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class Run:
 
     def end(self) -> str:
         """Wait for the end and give the output."""
-        return self.process.communicate(timeout=60)[0]
+        return self.process.communicate(timeout=PATIENCE)[0]
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_forks(begin: Callable[..., Run]) -> None:
         """,
         "-s",
     )
-    run.process.wait(60)
+    run.process.wait(PATIENCE)
     survivor = int((run.directory / "survivor").read_text())
     try:
         assert is_gone(run.files[0], set())
@@ -268,9 +268,11 @@ def test_a_server_that_is_gone(result: Callable[..., str]) -> None:
         import pytest
 
         def test_crash(pgmonkey, postmaster):
+            # What the server's processes say of its end may come late or not at all.
+            pgmonkey.execute("DO $$ BEGIN RAISE LOG '% %', 'last', 'words'; END $$")
             with pytest.raises(psycopg.OperationalError), pgmonkey.normal as conn:
                 os.kill(postmaster, signal.SIGKILL)
-                conn.execute("SELECT pg_sleep(60)")
+                conn.execute("SELECT pg_sleep(600)")
 
         @pytest.mark.parametrize("number", range(3))
         def test_next(pgmonkey, number):
@@ -281,7 +283,7 @@ def test_a_server_that_is_gone(result: Callable[..., str]) -> None:
         """
     )
     assert output.count("pgmonkey: the server has ended: connection") == 3
-    assert output.count("unexpected postmaster exit") == 1
+    assert output.count("LOG:  last words") == 1
     assert "2 passed, 4 errors" in output
 
 
