@@ -346,9 +346,13 @@ def show_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, PGMonkeyError) or type(error).__module__.startswith("psycopg"):
-            raise pytest.fail.Exception(f"pgmonkey: {error}", pytrace=False) from None
-        raise
+        raise _shown(error) from None
+
+
+def _shown(error: Exception) -> BaseException:
+    if isinstance(error, PGMonkeyError) or type(error).__module__.startswith("psycopg"):
+        return pytest.fail.Exception(f"pgmonkey: {error}", pytrace=False)
+    return error
 
 
 def begin(kit: Kit) -> None:
@@ -362,14 +366,14 @@ def begin(kit: Kit) -> None:
 
 def settle(kit: Kit) -> None:
     """End a test: roll it back, and fail it for what went wrong unseen."""
-    from .database import SpoiledError
+    try:
+        failures, refusals = kit.end()
+    except Exception as error:
+        from .database import SpoiledError
 
-    with show_errors():
-        try:
-            failures, refusals = kit.end()
-        except SpoiledError as error:
+        if isinstance(error, SpoiledError):
             kit.stop_run(f"pgmonkey: {error}")
-            raise
+        raise _shown(error) from None
     for refusal in refusals:
         print(f"pgmonkey: {refusal}")  # noqa: T201 - captured into the test's report
     if failures:

@@ -41,13 +41,7 @@ def main(runs: int = 15) -> int:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         fill(directory)
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("PYTHON")  # among them the one that forbids compiled files
-        }
-        environment["XDG_CACHE_HOME"] = str(directory / "cache")
-        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would only blur it
+        environment = environment_in(directory)
         for name in ("loaded", "schema"):  # compiles what is not
             run(directory, environment, RUNS[name])
         shutil.rmtree(directory / "cache")
@@ -59,6 +53,18 @@ def main(runs: int = 15) -> int:
                 times[name].append(run(directory, environment, arguments))
     fastest = {name: Times(*map(min, zip(*each, strict=True))) for name, each in times.items()}
     return report(fastest, cold)
+
+
+def environment_in(directory: Path) -> dict[str, str]:
+    """Give the environment of runs that keep their cache in a directory."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTHON")  # among them the one that forbids compiled files
+    }
+    environment["XDG_CACHE_HOME"] = str(directory / "cache")
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would only blur it
+    return environment
 
 
 def fill(directory: Path) -> None:

@@ -125,10 +125,11 @@ _ATTRIBUTES: Final = (
 _PREPARED_ATTRIBUTES: Final = ("_counts", "_names", "_prepared_idx")
 
 
-def _operation_codes() -> dict[object, tuple[str, str]]:
-    codes: dict[object, tuple[str, str]] = {}
+def _operation_codes() -> dict[int, tuple[str, str]]:
+    # By identity: to hash a code object takes as long as a statement.
+    codes: dict[int, tuple[str, str]] = {}
     for (cls, name), operation in _OPERATIONS.items():
-        codes[getattr(cls, name).__code__] = operation
+        codes[id(getattr(cls, name).__code__)] = operation
     return codes
 
 
@@ -165,12 +166,12 @@ _IN_BLOCK: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 def register_control(function: Any) -> None:
     """Let a generator function of ours pass `wait()` as transaction control does."""
-    _CODES[function.__code__] = (CONTROL, "")
+    _CODES[id(function.__code__)] = (CONTROL, "")
 
 
 def read_operation(gen: Any) -> tuple[str, Any, Any]:
     """Give an operation's kind, its SQL (or `None`) and its cursor or connection."""
-    kind, variable = _CODES.get(getattr(gen, "gi_code", None), (OTHER, ""))
+    kind, variable = _CODES.get(id(getattr(gen, "gi_code", None)), (OTHER, ""))
     if not variable:
         return kind, None, None
     names = gen.gi_frame.f_locals
