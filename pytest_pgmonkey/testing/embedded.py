@@ -146,7 +146,7 @@ class EmbeddedServer(OwnServer):
         """Make the data directory anew, and keep it for later runs."""
         self.run_initdb()
         if key := self._key():
-            self._keeping = clusters.keep_soon(key, self.guarded.data)
+            self._keeping = clusters.keep(key, self.guarded.data)
 
     def run_initdb(self) -> None:
         """Make the data directory with initdb."""
@@ -189,7 +189,7 @@ class EmbeddedServer(OwnServer):
         found = clusters.find(key) if key else None
         if found is None:
             return False
-        if self.guarded.copy(found.data, found.files, found.size):
+        if self.guarded.unpack(found):
             return True
         clusters.discard(found)
         return False
@@ -211,7 +211,8 @@ class EmbeddedServer(OwnServer):
         if (key := self._key(recipe)) and clusters.can_keep():
             self.guarded.halt("SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
-                clusters.keep(key, self.guarded.data)
+                self.finish_keeping()
+                self._keeping = clusters.keep(key, self.guarded.data)
             self.start_postmaster()
 
     def _initdb(self, options: list[str]) -> int:

@@ -50,9 +50,9 @@ class GuardedProcess:
             self.end()
             raise
 
-    def copy(self, source: Path, files: int, size: int) -> bool:
-        """Copy a data directory of so many files and bytes; tell whether all of it was there."""
-        return bool(self._request("copy", str(source), files, size))
+    def unpack(self, file: Path) -> bool:
+        """Make the data directory from one that was packed; tell whether all of it was there."""
+        return bool(self._request("unpack", str(file)))
 
     def publish(self, controller: int, facts: dict[str, str]) -> None:
         """Leave the server to a whole run: it ends with that process, no longer with this one."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pytest_pgmonkey.testing import clusters
+from pytest_pgmonkey.testing import clusters, guardian
 from pytest_pgmonkey.testing.binaries import find_binaries
 from pytest_pgmonkey.testing.embedded import EmbeddedServer
 from pytest_pgmonkey.testing.template import Recipe, recipe_of
@@ -194,14 +194,14 @@ class TestTemplates:
     def test_what_is_kept_is_never_trusted_half(
         self, start: Callable[..., Counts], cache: Path
     ) -> None:
-        """Kept clusters that lost a file, or do not start, are made anew."""
+        """Kept clusters that lost their end, or do not start, are made anew."""
         assert start() == {"initdb": 1, "postgres": 2, "load": 1}
         for kept in cache.glob("cluster-*"):
-            (kept / "data" / "base" / "1" / "PG_VERSION").unlink()
+            os.truncate(kept, kept.stat().st_size - 1)
         assert start() == {"initdb": 1, "postgres": 2, "load": 1}
         for kept in cache.glob("cluster-*"):
-            control = kept / "data" / "global" / "pg_control"
-            control.write_bytes(bytes(control.stat().st_size))
+            index, _, content = kept.read_bytes().partition(b"\n")
+            kept.write_bytes(index + b"\n" + bytes(len(content)))
         assert start() == {"initdb": 1, "postgres": 4, "load": 1}
         assert start() == {"initdb": 0, "postgres": 1, "load": 0}
 
@@ -306,40 +306,61 @@ class TestClusters:
         (path / "file").write_text("content")
         return path
 
+    @staticmethod
+    def keep(key: str, data: Path) -> None:
+        if (writing := clusters.keep(key, data)) is not None:
+            writing.join()
+
+    def test_a_packed_directory_is_the_same(self, data: Path, tmp_path: Path) -> None:
+        """Files, empty ones too, and directories come out as they went in; nothing of a part."""
+        (data / "empty").touch()
+        (data / "a" / "b").mkdir(parents=True)
+        (data / "a" / "b" / "\u00fc\n").write_bytes(bytes(range(256)))
+        packed = b"".join(guardian.pack(str(data)))
+        (tmp_path / "packed").write_bytes(packed)
+        guardian.unpack(str(tmp_path / "packed"), str(tmp_path / "copy"))
+        copied = {p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*")}
+        assert copied == {p.relative_to(data) for p in data.rglob("*")}
+        for path in copied:
+            if (data / path).is_file():
+                assert (tmp_path / "copy" / path).read_bytes() == (data / path).read_bytes()
+        (tmp_path / "packed").write_bytes(packed[:-1])
+        with pytest.raises(OSError, match="too early"):
+            guardian.unpack(str(tmp_path / "packed"), str(tmp_path / "other"))
+
     def test_the_oldest_are_removed(self, data: Path, home: Path) -> None:
         """A few clusters are kept, those that were used last."""
         for number in range(clusters.KEPT):
-            clusters.keep(f"cluster-{number}", data)
-            os.utime(home / f"cluster-{number}" / "complete", (number, number))
+            self.keep(f"cluster-{number}", data)
+            os.utime(home / f"cluster-{number}", (number, number))
         assert clusters.find("cluster-0") is not None
-        clusters.keep("cluster-new", data)
+        self.keep("cluster-new", data)
         assert clusters.find("cluster-0") is not None
         assert clusters.find("cluster-1") is None
         assert len(list(home.glob("cluster-*"))) == clusters.KEPT
 
     def test_what_is_kept_is_its_users_alone(self, data: Path, home: Path) -> None:
         """A schema may hold what is nobody else's business."""
-        clusters.keep("cluster-it", data)
-        for path in (home, home / "cluster-it", home / "cluster-it" / "data"):
+        self.keep("cluster-it", data)
+        for path in (home, home / "cluster-it"):
             assert path.stat().st_mode & 0o077 == 0
 
     def test_a_killed_run_leaves_nothing_for_long(self, data: Path, home: Path) -> None:
         """What was half made is never found, and goes with the next that is kept."""
-        clusters.keep("cluster-one", data)
-        shutil.copytree(home / "cluster-one", home / "partial-0")
-        (home / "cluster-two").mkdir()
-        assert clusters.find("cluster-two") is None
-        clusters.keep("cluster-three", data)
+        self.keep("cluster-one", data)
+        (home / "partial-0").mkdir()
+        shutil.copy(home / "cluster-one", home / "partial-0")
+        self.keep("cluster-three", data)
         assert not (home / "partial-0").exists()
 
     def test_a_directory_with_links_is_not_kept(self, data: Path) -> None:
         """A data directory that reaches beyond itself cannot be copied whole."""
         (data / "link").symlink_to("/")
-        clusters.keep("cluster-it", data)
+        self.keep("cluster-it", data)
         assert clusters.find("cluster-it") is None
 
     def test_a_cache_that_others_may_write_is_not_used(self, data: Path, home: Path) -> None:
         """Another user's cluster could name programs to be run."""
-        clusters.keep("cluster-it", data)
+        self.keep("cluster-it", data)
         home.parent.chmod(0o777)
         assert clusters.find("cluster-it") is None
