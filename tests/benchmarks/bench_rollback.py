@@ -140,7 +140,9 @@ def main() -> None:
         out = directory / "costs.json"
         environment = {**os.environ, "BENCH_OUT": str(out)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins would only blur it
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-p", "pytest_asyncio.plugin", "-p", "pytest_pgmonkey.testing.plugin"]
         command += [
             "--pgmonkey-schema=schema.sql",
             "-o",
