@@ -40,8 +40,9 @@ def private_caches(name: str) -> Iterator[Path]:
 
 def own_cache_bases() -> Iterator[Path]:
     """Give the user's own cache directories; a user without a name may have no home either."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        yield Path(named)
+    # The specification of that variable says that a relative path is to be passed over.
+    if (named := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
+        yield named
     with contextlib.suppress(RuntimeError):
         if os.name == "nt":
             yield Path(os.environ.get("LOCALAPPDATA") or Path.home())

@@ -185,17 +185,19 @@ class Connector:
             yield from hook_steps(conn, self.hook)
 
     def connect(self, timeout: float | None = None) -> Steps[Any]:
-        class_ = psycopg.AsyncConnection if self.spec.type.is_async else psycopg.Connection
-        kwargs = self._kwargs
-        if timeout is not None:
-            kwargs = {**kwargs, "connect_timeout": max(1, math.ceil(timeout))}
-        conn = yield partial(class_.connect, **kwargs)
+        conn = yield partial(self._open, timeout)
         try:
             yield from self.prepare(conn)
         except BaseException:
             yield conn.close
             raise
         return conn
+
+    def _open(self, timeout: float | None) -> Any:
+        # The password is in no variable: error reports may show those of each frame.
+        class_ = psycopg.AsyncConnection if self.spec.type.is_async else psycopg.Connection
+        limit = {} if timeout is None else {"connect_timeout": max(1, math.ceil(timeout))}
+        return class_.connect(**{**self._kwargs, **limit})
 
     def prove(self) -> Steps[None]:
         """Connect once: the error of a connection shows here, not as a pool's timeout later."""

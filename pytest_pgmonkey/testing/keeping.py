@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from ..errors import PGMonkeyError
 from ..kept import Kept, KeptError, describe, new_name, remove, remove_old, writable_directory
 from ..secrets import redact_text
+from .databases import close_off
 from .servers import Reach
 
 if TYPE_CHECKING:
@@ -26,19 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeping", "KeptError", "engine_command", "reach", "rename"]
 
-_END_SESSIONS = """\
-SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()
-AND pg_catalog.pg_has_role(usesysid, 'USAGE')
-"""
-
 
 def rename(conn: Connection[Any], name: str, new_name: str) -> None:
     """Rename a database after its sessions have been ended."""
     old, new = sql.Identifier(name), sql.Identifier(new_name)
-    # What the test has left running would connect anew at once.
-    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(old))
-    conn.execute(_END_SESSIONS, [name])
+    close_off(conn, name)
     conn.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(old, new))
     conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(new))
 

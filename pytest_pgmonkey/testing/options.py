@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import PGMonkeyError
@@ -221,7 +222,7 @@ def _seconds(raw: Any, origin: str) -> float:
         seconds = float(raw)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < float("inf"):
+    if not 0 < seconds <= TIMEOUT_MAX:
         raise OptionError(f"{origin}: {raw!r} is not a number of seconds above 0")
     return seconds
 
@@ -245,12 +246,14 @@ def _mapping(lines: Iterable[str], origin: str) -> dict[str, str]:
 def judge_types(names: tuple[str, ...], origin: str) -> tuple[str, ...]:
     """Check connection type names, among which `native` and `all` stand alone."""
     allowed = (*TYPES, "native", "all")
+    if not names:
+        raise OptionError(f"{origin}: names no type; there are {', '.join(allowed)}")
     for name in names:
         if name not in allowed:
             raise OptionError(f"{origin}: {name!r} is not one of {', '.join(allowed)}")
     if len(names) > 1 and not set(names) <= set(TYPES):
         raise OptionError(f"{origin}: 'native' and 'all' cannot be combined with other types")
-    return names
+    return tuple(dict.fromkeys(names))
 
 
 def _contradictions(options: Options) -> None:
@@ -264,6 +267,11 @@ def _contradictions(options: Options) -> None:
         raise OptionError(f"{given['source']} is config: name the file with --pgmonkey-config")
     if options.bindir is not None and (options.config or options.source == "container"):
         raise OptionError(f"{given['bindir']} is for an embedded server, and there is none here")
+    if options.image is not None and options.bindir is not None:
+        raise OptionError(
+            f"{given['bindir']} is for an embedded server, and {given['image']} for a container: "
+            "give one of them"
+        )
     if options.image is not None and (options.config or options.source == "embedded"):
         raise OptionError(f"{given['image']} is for a container, and there is none here")
     if options.database != "auto" and options.config is None:

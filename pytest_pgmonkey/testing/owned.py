@@ -124,6 +124,8 @@ class OwnServer(ABC):
         import psycopg
         from psycopg import sql
 
+        from .databases import close_off
+
         partial = f"{recipe.name}_partial"
         self.create_database(partial)
         try:
@@ -132,9 +134,9 @@ class OwnServer(ABC):
             with contextlib.suppress(psycopg.Error):  # the server may have gone
                 self.drop_database(partial)
             raise
-        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
         # Nobody may connect to it: a template that has sessions cannot be cloned.
-        conn.execute(sql.SQL("ALTER DATABASE {partial} ALLOW_CONNECTIONS false").format(**names))
+        close_off(conn, partial)
+        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
         conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
 
     def _keep_template(self, recipe: Recipe) -> None:  # noqa: B027 - not every server can

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from .database import Database
     from .kit import Kit
@@ -267,18 +268,24 @@ def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
 
 
 def _types_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
-    types: tuple[str, ...] = metafunc.config.stash[_OPTIONS].types
-    marker = metafunc.definition.get_closest_marker(_MARKER)
-    if marker is None or "types" not in marker.kwargs:
-        return types
-    wanted = marker.kwargs["types"]
-    names = (
-        wanted.replace(",", " ").split() if isinstance(wanted, str) else [str(t) for t in wanted]
-    )
+    wanted = _marked(metafunc.definition, "types", metafunc.config.stash[_OPTIONS].types)
+    if isinstance(wanted, str):
+        wanted = wanted.replace(",", " ").split()
+    origin = "@pytest.mark.pgmonkey(types=…)"
     try:
-        return judge_types(tuple(names), "@pytest.mark.pgmonkey(types=…)")
+        if not isinstance(wanted, Iterable):
+            raise OptionError(f"{origin}: {wanted!r} is no name of a type, nor a list of them")
+        return judge_types(tuple(map(str, wanted)), origin)
     except OptionError as error:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from None
+        pytest.fail(f"{metafunc.definition.nodeid}: {error}", pytrace=False)
+
+
+def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
+    """Give what the nearest marker with a keyword says: others leave it as it is."""
+    for marker in item.iter_markers(_MARKER):
+        if keyword in marker.kwargs:
+            return marker.kwargs[keyword]
+    return default
 
 
 def is_async(function: Any) -> bool:
@@ -305,8 +312,11 @@ def kit_of(config: pytest.Config) -> Kit:
     return kit
 
 
-def prepare(config: pytest.Config, steps: Iterable[Any]) -> Database:
+def prepare(config: pytest.Config, steps: Any) -> Database:
     """Prepare the database of this process; the server starts while the kit is imported."""
+    from .schema import listed
+
+    steps = listed(steps)
     if _KIT in config.stash:
         return kit_of(config).prepare(steps)
     from .launch import launch
@@ -411,18 +421,11 @@ class _Wish(NamedTuple):
 
 
 def _wish(item: pytest.Item) -> _Wish:
-    marker = item.get_closest_marker(_MARKER)
-    problem = _marker_problem(marker) if marker is not None else ""
-    if problem:
-        return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
-    isolation = _isolation(item)
+    for marker in item.iter_markers(_MARKER):
+        if problem := _marker_problem(marker):
+            return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
+    isolation = str(_marked(item, "isolation", item.config.stash[_OPTIONS].isolation))
     return _Wish(isolation, _shared_data_problem(item) if isolation == "clone" else "")
-
-
-def _isolation(item: pytest.Item) -> str:
-    marker = item.get_closest_marker(_MARKER)
-    default: str = item.config.stash[_OPTIONS].isolation
-    return str(marker.kwargs.get("isolation", default)) if marker is not None else default
 
 
 def _shared_data_problem(item: pytest.Item) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import PGMonkeyError
 from .options import is_function
@@ -13,11 +15,30 @@ from .options import is_function
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["SchemaError", "load_schema", "resolve_steps"]
+__all__ = ["SchemaError", "listed", "load_schema", "resolve_steps"]
+
+# pg_dump's newer releases write them, for psql alone.
+_RESTRICT: Final = re.compile(r"^\\(?:un)?restrict .*$", re.MULTILINE)
+_COPY: Final = re.compile(r"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
 
 
 class SchemaError(PGMonkeyError):
     """A schema step is not there, or fails; the message names file, line and server's words."""
+
+
+def listed(steps: Any) -> list[Any]:
+    """Turn what a fixture gives into a list of steps; one step may stand alone.
+
+    Raises SchemaError.
+    """
+    if isinstance(steps, (str, Path)) or callable(steps):
+        return [steps]
+    try:
+        return list(steps)
+    except TypeError:
+        raise SchemaError(
+            f"the fixture pgmonkey_schema gives {steps!r}, which is no list of schema steps"
+        ) from None
 
 
 def resolve_steps(steps: Iterable[Any], rootdir: Path) -> list[Path | Callable[[Any], Any]]:
@@ -25,9 +46,9 @@ def resolve_steps(steps: Iterable[Any], rootdir: Path) -> list[Path | Callable[[
     resolved: list[Path | Callable[[Any], Any]] = []
     for step in steps:
         if callable(step):
-            resolved.append(step)
+            resolved.append(_judge(step))
         elif isinstance(step, str) and is_function(step):
-            resolved.append(_function(step, rootdir))
+            resolved.append(_judge(_function(step, rootdir)))
         elif isinstance(step, (str, Path)):
             resolved.extend(_files(rootdir / step))
         else:
@@ -60,6 +81,22 @@ def _function(step: str, rootdir: Path) -> Callable[[Any], Any]:
     return function  # type: ignore[no-any-return]
 
 
+def _judge(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Refuse a function whose body would not run when it is called."""
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if asynchronous or inspect.isgeneratorfunction(function):
+        kind = "async" if asynchronous else "a generator"
+        raise SchemaError(
+            f"schema step {_name(function)} is {kind}: it must be a plain function, which is "
+            "called with a sync connection"
+        )
+    return function
+
+
+def _name(function: Callable[[Any], Any]) -> str:
+    return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+
+
 def _import(module_name: str, step: str, rootdir: Path) -> Any:
     # Like `python -m pytest`, which puts the directory it is called from on the path.
     added = str(rootdir)
@@ -89,14 +126,43 @@ def load_schema(steps: Iterable[Path | Callable[[Any], Any]], connect: Callable[
 
 
 def _run_function(conn: Any, function: Callable[[Any], Any]) -> None:
-    name = f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+    from psycopg.pq import TransactionStatus
+
+    name = _name(function)
+    lost = _watch_close(conn)
     try:
         function(conn)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _place_in(error, function)
         raise SchemaError(
             f"schema step {name}{place} failed: {type(error).__name__}: {error}"
         ) from error
+    if lost:
+        raise SchemaError(
+            f"schema step {name} has closed its connection without a commit, so nothing of it is "
+            "kept: leave the connection open, it is committed after the step"
+        )
+    if conn.info.transaction_status == TransactionStatus.INERROR:
+        raise SchemaError(
+            f"schema step {name} has swallowed the error of a statement, so nothing of it is kept: "
+            "put a statement that may fail in `with conn.transaction():`"
+        )
+
+
+def _watch_close(conn: Any) -> list[bool]:
+    """Give a list that is no longer empty when the connection is closed in a transaction."""
+    from psycopg.pq import TransactionStatus
+
+    lost: list[bool] = []
+    close = conn.close
+
+    def watched() -> None:
+        if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
+            lost.append(True)
+        close()
+
+    conn.close = watched
+    return lost
 
 
 def _place_in(error: BaseException, function: Callable[[Any], Any]) -> str:
@@ -116,13 +182,19 @@ def _run_file(conn: Any, path: Path) -> None:
     from .sandbox.lexer import statements
 
     try:
-        text = path.read_text("utf-8-sig")
+        text = _RESTRICT.sub("", path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SchemaError(f"{path}: cannot be read: {error}") from None
     position = 0
     for statement in statements(text):
         start = text.index(statement.text, position)
         position = start + len(statement.text)
+        if _COPY.match(statement.text):
+            line = text.count("\n", 0, start) + 1
+            raise SchemaError(
+                f"{path}, line {line}: COPY FROM stdin needs psql, which sends the lines after it: "
+                "write INSERT statements (pg_dump --inserts), or load the data in a function"
+            )
         try:
             conn.execute(statement.text)
         except psycopg.Error as error:

@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from .advisory import claim
+from .databases import close_off
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -52,10 +53,6 @@ ARRAY(
     SELECT name || ' ' || default_version
     FROM pg_catalog.pg_available_extensions ORDER BY name
 )
-"""
-_LEFT: Final = """\
-SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-WHERE datname = %s AND usename = current_user
 """
 _SETTINGS: Final = """\
 SELECT rolname, setconfig
@@ -104,9 +101,7 @@ def exists(conn: Connection[Any], name: str) -> bool:
 def seal(conn: Connection[Any], loaded: str, name: str) -> bool:
     """Turn a loaded database into a template; gives `False` where another was quicker."""
     names = {"loaded": sql.Identifier(loaded), "name": sql.Identifier(name)}
-    conn.execute(sql.SQL("ALTER DATABASE {loaded} ALLOW_CONNECTIONS false").format(**names))
-    # A schema step may have left a connection open, as SQLAlchemy's engines do.
-    conn.execute(_LEFT, [loaded])
+    close_off(conn, loaded)
     try:
         conn.execute(sql.SQL("ALTER DATABASE {loaded} RENAME TO {name}").format(**names))
     except psycopg.errors.DuplicateDatabase:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .schema import SchemaError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -94,5 +96,11 @@ def _facts(function: Callable[[Any], Any], rootdir: Path) -> Iterator[bytes]:
 
 def _inputs(function: Callable[[Any], Any], rootdir: Path) -> Iterator[Path]:
     patterns = getattr(function, "pgmonkey_inputs", ())
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        yield from sorted(path for path in rootdir.glob(str(pattern)) if path.is_file())
+    try:
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            yield from sorted(path for path in rootdir.glob(str(pattern)) if path.is_file())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise SchemaError(
+            f"schema step {function.__module__}:{function.__qualname__}: pgmonkey_inputs = "
+            f"{patterns!r} must be patterns of paths below {rootdir}: {error}"
+        ) from None

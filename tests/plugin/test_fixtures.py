@@ -193,24 +193,63 @@ def test_a_wrong_marker_fails_its_test(
     result.stdout.no_fnmatch_line("*plugin.py*")
 
 
-def test_wrong_types_in_the_marker_are_a_usage_error(
-    pytester: pytest.Pytester, run: Callable[..., Any]
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ("'threads'", "*test_it: @*: 'threads' is not one of normal, *"),
+        ("'pool, threads'", "*'threads' is not one of *"),
+        ("[]", "*names no type; there are normal, *"),
+        ("5", "*5 is no name of a type, nor a list of them*"),
+    ],
+)
+def test_wrong_types_in_the_marker_stop_the_run(
+    pytester: pytest.Pytester, run: Callable[..., Any], types: str, message: str
 ) -> None:
-    """Unknown types stop the run, naming the test."""
+    """One line that names the test, and no stack of ours."""
     pytester.makepyfile(
-        """
+        f"""
         import pytest
 
-        @pytest.mark.pgmonkey(types="threads")
+        @pytest.mark.pgmonkey(types={types})
         def test_it(pgmonkey_connection):
             pass
         """
     )
     result = run()
-    assert result.ret != 0
-    assert "test_it" in result.stdout.str() + result.stderr.str()
-    assert "'threads' is not one of" in result.stdout.str() + result.stderr.str()
-    assert "INTERNALERROR" not in result.stdout.str()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([message])
+    result.stdout.no_fnmatch_line("*plugin.py*")
+
+
+def test_markers_add_up(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """Each keyword is that of the nearest marker that has it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.pgmonkey(types="normal")
+
+        @pytest.mark.pgmonkey(isolation="clone")
+        class TestIt:
+            @pytest.mark.pgmonkey(types=["pool", "pool"])
+            def test_types(self, pgmonkey, pgmonkey_connection):
+                name, = pgmonkey.execute("SELECT current_database()").fetchone()
+                assert "clone" in name
+                assert pgmonkey_connection.connection_type == "pool"
+
+            @pytest.mark.pgmonkey
+            def test_bare(self, pgmonkey, pgmonkey_connection):
+                name, = pgmonkey.execute("SELECT current_database()").fetchone()
+                assert "clone" in name
+                assert pgmonkey_connection.connection_type == "normal"
+
+            @pytest.mark.pgmonkey(isolation="rollback")
+            def test_isolation(self, pgmonkey):
+                name, = pgmonkey.execute("SELECT current_database()").fetchone()
+                assert "clone" not in name
+        """
+    )
+    run().assert_outcomes(passed=3)
 
 
 def test_fixtures_are_listed_with_a_useful_line(

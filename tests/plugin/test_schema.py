@@ -97,6 +97,16 @@ def test_steps_may_call_application_code(project: pytest.Pytester, run: Callable
             "steps:sql",
             '*schema step steps:sql (*steps.py, line 7) failed: UndefinedTable: *"nothing"*',
         ),
+        ("steps:swallow", "*steps:swallow has swallowed the error of a statement*"),
+        ("steps:close", "*steps:close has closed its connection without a commit*"),
+        ("steps:coroutine", "*steps:coroutine is async: it must be a plain function*"),
+        ("steps:generator", "*steps:generator is a generator: it must be a plain function*"),
+        ("steps:leave", "*steps:leave (*, line *) failed: SystemExit: 3*"),
+        (
+            "steps:watching",
+            "*steps:watching: pgmonkey_inputs = 7 must be patterns of paths below *",
+        ),
+        ("copy.sql", "*copy.sql, line 2: COPY FROM stdin needs psql, *"),
     ],
 )
 def test_a_failing_step_is_one_error(
@@ -109,6 +119,7 @@ def test_a_failing_step_is_one_error(
     )
     (pytester.path / "typo.sql").write_text("SELECT 1;\nCREAT TABLE x (a int);\n", "utf-8")
     (pytester.path / "dump.sql").write_text("\\connect other\n", "utf-8")
+    (pytester.path / "copy.sql").write_text("SELECT 1;\nCOPY a FROM stdin;\n1\n", "utf-8")
     pytester.makepyfile(
         broken="1 / 0",
         steps="""
@@ -119,6 +130,33 @@ def test_a_failing_step_is_one_error(
 
         def sql(conn):
             conn.execute("SELECT * FROM nothing")
+
+        def swallow(conn):
+            conn.execute("CREATE TABLE a (id int)")
+            try:
+                conn.execute("SELECT * FROM nothing")
+            except Exception:
+                pass
+
+        def close(conn):
+            conn.execute("CREATE TABLE a (id int)")
+            conn.close()
+
+        async def coroutine(conn):
+            await conn.execute("CREATE TABLE a (id int)")
+
+        coroutine.pgmonkey_version = 1
+
+        def generator(conn):
+            yield conn.execute("CREATE TABLE a (id int)")
+
+        def leave(conn):
+            raise SystemExit(3)
+
+        def watching(conn):
+            pass
+
+        watching.pgmonkey_inputs = 7
         """,
         test_it="""
         def test_one(pgmonkey):
@@ -133,6 +171,94 @@ def test_a_failing_step_is_one_error(
     result.stdout.fnmatch_lines([message])
     for word in ("INTERNALERROR", "schema.py", "kit.py", "Traceback"):
         assert word not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        'pathlib.Path(__file__).parent.glob("*.sql")',
+        'iter(["item.sql"])',
+        '"item.sql"',
+        'pathlib.Path("item.sql")',
+        "fill",
+    ],
+)
+def test_what_the_fixture_may_give(
+    pytester: pytest.Pytester, run: Callable[..., Any], steps: str
+) -> None:
+    """One step, or any iterable of them, also one that can be read only once."""
+    statements = "CREATE TABLE item (id int); INSERT INTO item VALUES (1), (2);"
+    (pytester.path / "item.sql").write_text(statements, "utf-8")
+    pytester.makeconftest(
+        f"""
+        import pathlib
+        import pytest
+
+        def fill(conn):
+            conn.execute({statements!r})
+
+        @pytest.fixture(scope="session")
+        def pgmonkey_schema():
+            return {steps}
+        """
+    )
+    pytester.makepyfile(COUNT)
+    run().assert_outcomes(passed=2)
+
+
+def test_what_the_fixture_may_not_give(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """A fixture that forgets its return is told so."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def pgmonkey_schema():
+            pass
+        """
+    )
+    pytester.makepyfile("def test_it(pgmonkey): pass")
+    result = run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*pgmonkey_schema gives None, which is no list of schema steps*"])
+
+
+def test_steps_may_end_their_own_way(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """`with conn`, a commit before close, a session left open: the schema is loaded."""
+    pytester.makepyfile(
+        steps="""
+        import psycopg
+
+        def block(conn):
+            with conn:
+                conn.execute("CREATE TABLE item (id int)")
+
+        def commit(conn):
+            conn.execute("INSERT INTO item VALUES (1)")
+            conn.commit()
+            conn.close()
+
+        def left(conn):
+            global other
+            other = psycopg.connect(conn.info.dsn, autocommit=True)
+            other.execute("INSERT INTO item VALUES (2)")
+        """,
+        test_it=COUNT,
+    )
+    args = [f"--pgmonkey-schema=steps:{name}" for name in ("block", "commit", "left")]
+    run(*args, "-W", "ignore::ResourceWarning").assert_outcomes(passed=2)
+
+
+def test_a_dump_is_a_schema(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
+    r"""The lines that pg_dump writes against hostile servers, \restrict and its end, are psql's."""
+    (pytester.path / "dump.sql").write_text(
+        "--\n-- PostgreSQL database dump\n--\n\n\\restrict abc123\n\n"
+        "CREATE TABLE public.item (id integer);\n"
+        "INSERT INTO public.item VALUES (1), (2);\n\\unrestrict abc123\n\n",
+        "utf-8",
+    )
+    pytester.makepyfile(COUNT)
+    run("--pgmonkey-schema=dump.sql").assert_outcomes(passed=2)
 
 
 def test_extensions_come_before_the_schema(

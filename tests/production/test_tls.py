@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,9 +12,6 @@ import pytest
 from pytest_pgmonkey import ConfigError, PGConnectionManager
 
 from .four import ALL, call
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio
 
@@ -101,4 +99,10 @@ async def test_wrong_password(
         await facts(manager, type_, conninfo, **sections)
     assert type(caught.value) is psycopg.OperationalError
     assert wrong not in str(caught.getrepr(style="long", showlocals=False)) + caplog.text
+    # Error reports may show the variables of every frame; psycopg's are psycopg's, and a dictionary
+    # is the caller's.
+    own = [entry for entry in caught.traceback if Path(entry.path).name == "connecting.py"]
+    assert own
+    for entry in own:
+        assert wrong not in repr(entry.frame.f_locals)
     assert manager.cache_info["size"] == 0

@@ -1,0 +1,28 @@
+"""What is done to a whole database before it is renamed or copied, on any server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+__all__ = ["close_off"]
+
+_END_SESSIONS: Final = """\
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()
+AND pg_catalog.pg_has_role(usesysid, 'USAGE')
+"""
+
+
+def close_off(conn: Connection[Any], name: str) -> None:
+    """Let nobody connect to a database any more, and end the sessions that are in it.
+
+    A schema step may have left one open, as SQLAlchemy's engines do; a test may have left
+    something running, which would connect anew at once.
+    """
+    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+    conn.execute(_END_SESSIONS, [name])
