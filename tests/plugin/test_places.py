@@ -108,7 +108,8 @@ class Somebody:
         return False
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "TMPDIR")}
+        own = ("XDG_CACHE_HOME", "TMPDIR", "PYTEST_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         kept["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *IMPORTED])
         return subprocess.run(
             [self.interpreter, "-B", *command],
