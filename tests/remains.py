@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -54,14 +55,26 @@ def segments_of(creators: set[int]) -> list[str]:
 
 
 def orphaned_segments() -> set[str]:
-    """The System V shared memory segments that nobody uses and whose creators have ended."""
+    """The shared memory of servers that nobody uses any more, System V's and POSIX's."""
     lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
-    return {
+    unused = {
         row["shmid"]
         for row in rows
         if row["nattch"] == "0" and not Path("/proc", row["cpid"]).exists()
     }
+    posix = {str(path) for path in Path("/dev/shm").glob("PostgreSQL.*")}
+    return unused | (posix - _mapped() if posix else posix)
+
+
+def _mapped() -> set[str]:
+    """The files in shared memory that a process has mapped."""
+    found: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            lines = maps.read_text("utf-8", errors="replace").splitlines()
+            found.update(line.split()[-1] for line in lines if "/dev/shm/" in line)
+    return found
 
 
 def is_gone(directory: Path, processes: set[int]) -> bool:

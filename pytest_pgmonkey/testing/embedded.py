@@ -277,6 +277,9 @@ def initdb_options(major: int) -> Iterator[list[str]]:
     options = ["--no-sync", "--no-clean", "-U", ADMIN, "--encoding=UTF8", "--wal-segsize=4"]
     if major >= 14:
         options.append("--no-instructions")
+    if major >= 16 and not ON_WINDOWS:
+        # Its own server has its shared memory in the data directory then, and leaves none behind.
+        options += ["-c", "dynamic_shared_memory_type=mmap"]
     if major >= 18:
         options.append("--no-data-checksums")
     if major >= 17:
