@@ -340,7 +340,7 @@ def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Read a YAML file that holds a mapping; nothing in it is judged yet."""
     origin = os.fspath(path)
     try:
-        with open(expanded(origin), "rb") as file:  # noqa: PTH123
+        with open(expanded(origin), "rb") as file:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # Its own text shows bytes of the file.

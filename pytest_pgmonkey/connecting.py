@@ -64,7 +64,7 @@ def drive(steps: Steps[T]) -> T:
         while True:
             try:
                 result = call()
-            except BaseException as error:  # noqa: PERF203
+            except BaseException as error:
                 call = steps.throw(error)
             else:
                 call = steps.send(result)
@@ -81,7 +81,7 @@ async def adrive(steps: Steps[T]) -> T:
                 result = call()
                 if inspect.isawaitable(result):
                     result = await result
-            except BaseException as error:  # noqa: PERF203
+            except BaseException as error:
                 call = steps.throw(error)
             else:
                 call = steps.send(result)
@@ -128,7 +128,7 @@ def _name_the_culprit(cursor: Any, one: str, spec: ConnectionSpec) -> Steps[None
     for setting in spec.settings:
         try:
             yield from _row(cursor, one, 1, list(setting))
-        except psycopg.Error as error:  # noqa: PERF203
+        except psycopg.Error as error:
             refused = setting_refused(spec, setting[0], error)
             if refused is None:
                 return  # The error of the caller says so.

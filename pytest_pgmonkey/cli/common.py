@@ -77,7 +77,7 @@ def _width() -> int:
 def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    help: str,  # noqa: A002
+    help: str,  # noqa: A002 - argparse's word
     example: str = "",
 ) -> argparse.ArgumentParser:
     """Add a command whose help ends with an example."""
@@ -94,7 +94,7 @@ def add_command(
     return parser
 
 
-def add_file_option(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
+def add_file_option(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002 - argparse's word
     """Add the option that names the configuration file: it has both names everywhere."""
     parser.add_argument(
         "--connconfig", "--filepath", dest="path", metavar="FILE", required=True, help=help

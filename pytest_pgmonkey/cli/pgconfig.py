@@ -63,7 +63,7 @@ def _create(args: argparse.Namespace) -> int:
     from importlib.resources import files
 
     template = files(__package__).joinpath("template.yaml").read_bytes()
-    path = os.path.expanduser(args.path)  # noqa: PTH111
+    path = os.path.expanduser(args.path)
     try:
         _write_new(path, template)
     except FileExistsError as error:
@@ -81,7 +81,7 @@ def _write_new(path: str, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     except BaseException:
-        os.unlink(path)  # noqa: PTH108
+        os.unlink(path)
         raise
 
 

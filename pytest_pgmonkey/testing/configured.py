@@ -15,6 +15,7 @@ from ..errors import PGMonkeyError
 from ..judge import TLS_FILES
 from ..secrets import is_sensitive
 from .advisory import claim, exclusive, hold, release
+from .databases import rename
 from .shared_template import (
     SettingError,
     checksum,
@@ -139,8 +140,6 @@ class ConfiguredServer:
 
     def rename_database(self, name: str, new_name: str) -> None:
         """Rename a database that this run has made, which no sweep knows from then on."""
-        from .keeping import rename
-
         if name in self._made and self._lock is not None:
             rename(self._lock, name, new_name)
             self._made.remove(name)

@@ -9,7 +9,7 @@ from psycopg import sql
 if TYPE_CHECKING:
     from psycopg import Connection
 
-__all__ = ["close_off"]
+__all__ = ["close_off", "rename"]
 
 _END_SESSIONS: Final = """\
 SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
@@ -26,3 +26,11 @@ def close_off(conn: Connection[Any], name: str) -> None:
     """
     conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     conn.execute(_END_SESSIONS, [name])
+
+
+def rename(conn: Connection[Any], name: str, new_name: str) -> None:
+    """Rename a database after its sessions have been ended."""
+    old, new = sql.Identifier(name), sql.Identifier(new_name)
+    close_off(conn, name)
+    conn.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(old, new))
+    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(new))

@@ -9,31 +9,19 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from ..errors import PGMonkeyError
 from ..kept import Kept, KeptError, describe, new_name, remove, remove_old, writable_directory
 from ..secrets import redact_text
-from .databases import close_off
 from .servers import Reach
 
 if TYPE_CHECKING:
-    from psycopg import Connection
-
     from .clones import CloneWorld
     from .options import Options
     from .servers import Server
 
-__all__ = ["Keeping", "KeptError", "engine_command", "reach", "rename"]
-
-
-def rename(conn: Connection[Any], name: str, new_name: str) -> None:
-    """Rename a database after its sessions have been ended."""
-    old, new = sql.Identifier(name), sql.Identifier(new_name)
-    close_off(conn, name)
-    conn.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(old, new))
-    conn.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(new))
+__all__ = ["Keeping", "KeptError", "engine_command", "reach"]
 
 
 def reach(conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> Reach:

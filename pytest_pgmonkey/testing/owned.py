@@ -89,7 +89,7 @@ class OwnServer(ABC):
 
     def rename_database(self, name: str, new_name: str) -> None:
         """Rename a database and end its sessions."""
-        from .keeping import rename
+        from .databases import rename
 
         with self._admin() as conn:
             rename(conn, name, new_name)

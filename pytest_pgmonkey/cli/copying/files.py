@@ -56,7 +56,7 @@ class Source:
     def repeatable(self) -> bool:
         """Whether the file can be read once more."""
         try:
-            return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)  # noqa: PTH116
+            return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)
         except OSError:
             return False
 
@@ -78,7 +78,7 @@ class Source:
             self._raw = sys.stdin.buffer
             return self._raw
         with self._telling():
-            self._raw = open(self.path, "rb", buffering=0)  # noqa: PTH123,SIM115
+            self._raw = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed by its owner
         if self.path.lower().endswith(".gz"):
             from gzip import GzipFile
 
@@ -217,27 +217,27 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     target = os.path.realpath(path)
     mode = _mode(target)
     if mode is None:
-        with open(target, "wb") as file:  # noqa: PTH123  # A pipe or a device.
+        with open(target, "wb") as file:  # A pipe or a device.
             yield file
         return
     directory, name = os.path.split(target)
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}.part")  # noqa: PTH118
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
     try:
         with os.fdopen(descriptor, "wb", BLOCK) as file:
             yield file
-        os.chmod(temporary, mode)  # noqa: PTH101
-        os.replace(temporary, target)  # noqa: PTH105
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108
+            os.unlink(temporary)
         raise
 
 
 def _mode(target: str) -> int | None:
     """Give the permissions that the file will have; `None` where it cannot be replaced."""
     try:
-        status = os.stat(target)  # noqa: PTH116
+        status = os.stat(target)
     except FileNotFoundError:
         umask = os.umask(0)
         os.umask(umask)

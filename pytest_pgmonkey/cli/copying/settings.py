@@ -177,13 +177,13 @@ def _sidecar(csv_path: str) -> str | None:
     if csv_path == "-":
         return None
     stem = csv_path[:-3] if csv_path.lower().endswith(".gz") else csv_path
-    path = os.path.splitext(stem)[0] + ".yaml"  # noqa: PTH122
-    return path if os.path.isfile(path) else None  # noqa: PTH113
+    path = os.path.splitext(stem)[0] + ".yaml"
+    return path if os.path.isfile(path) else None
 
 
 def _same_file(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, os.path.expanduser(other))  # noqa: PTH111,PTH121
+        return os.path.samefile(one, os.path.expanduser(other))
     except OSError:
         return False
 

@@ -84,7 +84,7 @@ class Sandbox:
         while self._backend is None:
             try:
                 _ = self.backend
-            except psycopg.OperationalError as error:  # noqa: PERF203
+            except psycopg.OperationalError as error:
                 # Nobody listens any more; else it is in the middle of starting again.
                 gone = "refused" in str(error) or "No such file" in str(error)
                 if gone or time.monotonic() > deadline:
