@@ -17,8 +17,9 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-from weakref import WeakSet, ref
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -26,6 +27,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
 
 from .errors import ConfigError
+from .judge import refuse_connection_strings
 from .secrets import redact_text
 
 if TYPE_CHECKING:
@@ -185,6 +187,7 @@ class Connector:
             yield from hook_steps(conn, self.hook)
 
     def connect(self, timeout: float | None = None) -> Steps[Any]:
+        refuse_connection_strings(self.spec.conninfo_dict, self.spec.origin)
         conn = yield partial(self._open, timeout)
         try:
             yield from self.prepare(conn)
@@ -229,6 +232,48 @@ class _Check:
             # restart of the server that lasts longer than a borrower waits.
             yield pool.check
             raise
+
+
+# --- what borrowers change ---
+
+# Those of the first row are changed by a method, outside of a transaction only.
+_TRANSACTION_ATTRIBUTES: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
+_ATTRIBUTES: Final = (
+    *_TRANSACTION_ATTRIBUTES,
+    *("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold"),
+)
+_attributes_of: Final = attrgetter(*_ATTRIBUTES)
+
+
+class _Originals:
+    """The attributes that each connection of a pool was made with, for its next borrower."""
+
+    def __init__(self) -> None:
+        self._attributes: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+
+    def connections(self) -> list[Any]:
+        return list(self._attributes)
+
+    def note(self, conn: AnyConnection) -> None:
+        self._attributes[conn] = _attributes_of(conn)
+
+    def is_changed(self, conn: AnyConnection) -> bool:
+        return _attributes_of(conn) != self._attributes.get(conn)
+
+    def restore_steps(self, conn: AnyConnection) -> Steps[None]:
+        originals = self._attributes.get(conn)
+        if originals is None or conn.closed:
+            return  # Of another pool, or good for nothing: psycopg_pool says so.
+        if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            # psycopg_pool would do it later, and until then the attributes are locked.
+            yield conn.rollback
+        for name, now, original in zip(_ATTRIBUTES, _attributes_of(conn), originals, strict=True):
+            if now == original:
+                continue
+            if name in _TRANSACTION_ATTRIBUTES:
+                yield partial(getattr(conn, f"set_{name}"), original)
+            else:
+                setattr(conn, name, original)
 
 
 # --- once ---
@@ -331,11 +376,18 @@ class DirectSource:
 
 
 class _Pool(ConnectionPool["Connection[Any]"]):
-    """psycopg_pool's, which a forked child leaves alone."""
+    """psycopg_pool's, which a forked child leaves alone, and which no borrower changes."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, originals: _Originals, **kwargs: Any) -> None:
         self._owner = os.getpid()
+        self._originals = originals
         super().__init__(**kwargs)
+
+    def putconn(self, conn: Connection[Any]) -> None:
+        if self._originals.is_changed(conn):
+            with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
+                drive(self._originals.restore_steps(conn))
+        super().putconn(conn)
 
     def __del__(self) -> None:
         # The parent's threads do not exist in a child, nor does who released their locks.
@@ -354,12 +406,13 @@ class PoolSource:
         self._opening = _Once()
         self.unopened = True
         self.closed = False
-        check = _Check()
+        check, originals = _Check(), _Originals()
         self.pool = _Pool(
+            originals,
             **connector.pool_arguments(
-                lambda conn: drive(connector.prepare(conn)),
+                partial(_configure, connector, originals),
                 lambda conn: drive(check.steps(conn)),
-            )
+            ),
         )
         check.pool = ref(self.pool)
         self.getconn = self.pool.getconn
@@ -386,6 +439,11 @@ class PoolSource:
     def close(self) -> None:
         self.closed = True
         self.pool.close()
+
+
+def _configure(connector: Connector, originals: _Originals, conn: Connection[Any]) -> None:
+    drive(connector.prepare(conn))
+    originals.note(conn)
 
 
 # --- sources of the async types ---
@@ -419,6 +477,20 @@ class AsyncDirectSource:
         """Nothing to close either."""
 
 
+class _AsyncPool(AsyncConnectionPool["AsyncConnection[Any]"]):
+    """psycopg_pool's, which no borrower changes."""
+
+    def __init__(self, originals: _Originals, **kwargs: Any) -> None:
+        self._originals = originals
+        super().__init__(**kwargs)
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        if self._originals.is_changed(conn):
+            with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
+                await adrive(self._originals.restore_steps(conn))
+        await super().putconn(conn)
+
+
 class AsyncPoolSource:
     """A pool that belongs to the loop in which it is opened, and ends with it."""
 
@@ -428,15 +500,16 @@ class AsyncPoolSource:
         self._ended = ended
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._connections: WeakSet[AsyncConnection[Any]] = WeakSet()
+        self._originals = _Originals()
         self.unopened = True
         self.closed = False
         check = _Check()
-        self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+        self.pool = _AsyncPool(
+            self._originals,
             **connector.pool_arguments(
-                partial(_configure, connector, self._connections),
+                partial(_aconfigure, connector, self._originals),
                 lambda conn: adrive(check.steps(conn)),
-            )
+            ),
         )
         check.pool = ref(self.pool)
         self.getconn = self.pool.getconn
@@ -514,7 +587,7 @@ class AsyncPoolSource:
     def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what a loop left behind that was closed without ending its tasks."""
         _kept.discard(self)
-        for conn in list(self._connections):
+        for conn in self._originals.connections():
             conn.pgconn.finish()
         for task in asyncio.all_tasks(loop):
             coro: Any = task.get_coro()
@@ -525,11 +598,12 @@ class AsyncPoolSource:
                     coro.close()
 
 
-async def _configure(
-    connector: Connector, connections: WeakSet[Any], conn: AsyncConnection[Any]
+async def _aconfigure(
+    connector: Connector, originals: _Originals, conn: AsyncConnection[Any]
 ) -> None:
-    connections.add(conn)
+    originals.note(conn)  # At once: the end of the loop closes those that are noted.
     await adrive(connector.prepare(conn))
+    originals.note(conn)
 
 
 class _NoCancelledConnects(logging.Filter):

@@ -40,7 +40,7 @@ from .connecting import (
     leave_to_parent,
 )
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
-from .secrets import redact_config
+from .secrets import redact_config, redact_text
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -164,7 +164,8 @@ class _BaseHandle:
             f"{key}={shown[key]!r}" for key in ("host", "port", "dbname", "user") if key in shown
         ]
         state = " (closed)" if self._closed else ""
-        return f"<{type(self).__name__} {' '.join([str(self.spec.type), *parts])}{state}>"
+        text = f"<{type(self).__name__} {' '.join([str(self.spec.type), *parts])}{state}>"
+        return redact_text(text, self.spec.secrets)
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         blocks = getattr(self, "_blocks", None)
@@ -349,8 +350,10 @@ class Handle(_BaseHandle):
         if source is INHERITED:
             leave_to_parent(conn)
             return
+        # A lent connection's own status is not what its session is in; to ask costs more.
+        status = (conn.pgconn if source is self._source else conn.info).transaction_status
         try:
-            if error is None and conn.info.transaction_status is INTRANS:
+            if error is None and status == INTRANS:
                 # The usual end, without the detour.
                 try:
                     conn.commit()
