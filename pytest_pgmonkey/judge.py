@@ -22,7 +22,16 @@ from .secrets import is_reference, redact_text
 if TYPE_CHECKING:
     from .config import ConnectionType
 
-__all__ = ["TLS_FILES", "Judge", "expanded", "judge_name", "kind_of", "nearest", "shown"]
+__all__ = [
+    "TLS_FILES",
+    "Judge",
+    "expanded",
+    "judge_name",
+    "kind_of",
+    "nearest",
+    "refuse_connection_strings",
+    "shown",
+]
 
 # --- names and kinds ---
 
@@ -324,6 +333,22 @@ class Judge:
 
     def plain_string(self, value: Any, key: str) -> str:
         return value if isinstance(value, str) else self.wrong("must be a string", key)
+
+
+def refuse_connection_strings(conninfo: Mapping[str, str], origin: str | None) -> None:
+    """Refuse to connect with a whole connection string in the place of a name.
+
+    libpq takes it for the name, and the server's error repeats it, password included.
+    """
+    for name in ("dbname", "host", "hostaddr", "user"):
+        value = conninfo.get(name, "")
+        if "://" in value or redact_text(value) != value:
+            raise ConfigError(
+                "holds a whole connection string",
+                origin,
+                f"connection_settings.{name}",
+                "write its parts as keys of their own",
+            )
 
 
 _Rule = Callable[[Judge, Any, str], Any]

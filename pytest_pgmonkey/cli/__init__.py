@@ -108,11 +108,16 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    from .signals import Terminated, terminable
+
     try:
-        status = run(args)
-        sys.stdout.flush()
+        with terminable():
+            status = run(args)
+            sys.stdout.flush()
     except SystemExit as stop:  # Options that contradict each other: the parser has said so.
         return _status(stop)
+    except Terminated as signal:
+        return 128 + signal.number
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

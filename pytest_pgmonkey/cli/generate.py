@@ -33,11 +33,16 @@ def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_connection_type(parser)
     parser.add_argument(
         "--library",
+        type=_library,
         choices=["pytest_pgmonkey", "psycopg"],
         default="pytest_pgmonkey",
-        help="what the script is written on (default: %(default)s)",
+        help="what the script is written on (default: %(default)s; pgmonkey means the same)",
     )
     parser.set_defaults(run=_generate)
+
+
+def _library(name: str) -> str:
+    return "pytest_pgmonkey" if name == "pgmonkey" else name
 
 
 def _generate(args: argparse.Namespace) -> int:

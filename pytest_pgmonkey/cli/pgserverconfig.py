@@ -97,6 +97,7 @@ def _advise(args: argparse.Namespace) -> int:
 
 def _client(args: argparse.Namespace) -> Client:
     from ..config import load_config, read_spec
+    from ..judge import refuse_connection_strings
     from .server.advice import client_of
 
     arguments = config_arguments(args)
@@ -108,7 +109,8 @@ def _client(args: argparse.Namespace) -> Client:
             pool = dict(spec.pool)
             pools.append(pool.get("max_size") or pool.get("min_size", 4))
     spec = read_spec(args.path, "normal", **arguments)
-    return client_of(config, {**_libpq_defaults(), **spec.conninfo_dict}, pools)
+    refuse_connection_strings(spec.conninfo_dict, args.path)
+    return client_of(config, {**_libpq_defaults(), **spec.conninfo_dict}, pools, args.path)
 
 
 def _libpq_defaults() -> dict[str, str]:

@@ -223,9 +223,29 @@ class TestFiles:
 
         assert pgmonkey("pgexport", *arguments).error == f"{path}: cannot be written: {reason}"
 
-    @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
-    def test_interrupt(self, config, tmp_path):
-        """Ctrl-C ends an export quietly, and leaves no part of a file."""
+    @pytest.mark.parametrize(
+        ("table", "name"),
+        [("../evil", ".._evil.csv"), ("/etc/evil", "_etc_evil.csv"), ("a\\b:c", "a_b_c.csv")],
+    )
+    def test_the_default_name_stays_here(
+        self, pgmonkey, conn, config, tmp_path, monkeypatch, table, name
+    ):
+        """A table's name leads to no other directory."""
+        directory = tmp_path / "here"
+        directory.mkdir()
+        monkeypatch.chdir(directory)
+        conn.execute(f'CREATE TABLE "{table}" (a int)')
+
+        result = pgmonkey("pgexport", "--table", f'"{table}"', "--connconfig", config)
+
+        assert result.output() == f"exported 0 rows to {name}\n"
+        assert [path.name for path in directory.iterdir()] == [name]
+        assert not list(tmp_path.glob("*.csv"))
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+    def test_interrupt(self, config, tmp_path, name):
+        """Ctrl-C, `kill` and a closed terminal end an export quietly, with no part of a file."""
         directory = tmp_path / "out"
         directory.mkdir()
         query = "SELECT repeat('x', 9000), pg_sleep(0.01) FROM generate_series(1, 100000)"
@@ -238,10 +258,11 @@ class TestFiles:
         ) as process:
             while not any(part.stat().st_size for part in directory.iterdir()):
                 assert process.poll() is None
-            process.send_signal(signal.SIGINT)
+            number = getattr(signal, name)
+            process.send_signal(number)
             output = process.communicate(timeout=30)
 
-        assert (process.returncode, output) == (130, (b"", b""))
+        assert (process.returncode, output) == (128 + number, (b"", b""))
         assert list(directory.iterdir()) == []
 
     def test_closed_stdout(self, config):

@@ -75,12 +75,13 @@ def test_runs_on_the_template(generate, run_script, template, library, type_):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_is_formatted(generate, template, tmp_path, library):
+def test_is_formatted(generate, template, tmp_path, monkeypatch, library):
     """The script is as ruff would format it."""
     pytest.importorskip("ruff")
+    monkeypatch.chdir(template.parent)  # A long path would be a long line.
     for type_ in CONNECTION_TYPES:
         path = tmp_path / f"{type_}.py"
-        path.write_text(generate(template, library, type_))
+        path.write_text(generate(template.name, library, type_))
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--check"]
 
     result = subprocess.run(
@@ -88,6 +89,11 @@ def test_is_formatted(generate, template, tmp_path, library):
     )
 
     assert result.returncode == 0, result.stdout
+
+
+def test_the_originals_name(generate, template):
+    """`--library pgmonkey`, as the original has it, means this package."""
+    assert generate(template, "pgmonkey") == generate(template, "pytest_pgmonkey")
 
 
 def test_the_files_type(generate, make_config):

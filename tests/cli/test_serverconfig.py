@@ -51,6 +51,33 @@ class TestSettings:
 
         assert f"max_connections = {expected} " in lines.output()
 
+    @pytest.mark.parametrize(
+        ("section", "name"),
+        [
+            ("connection_settings", "user"),
+            ("connection_settings", "dbname"),
+            ("sync_settings", "lock_timeout"),
+            ("async_settings", "statement_timeout"),
+        ],
+    )
+    @pytest.mark.parametrize("sign", ["\n", "\r", "\x85", "\u2028", "\x1b"])
+    def test_a_value_is_never_a_line_of_its_own(self, advise, section, name, sign):
+        """A name or a value that would add a line to the server's files is refused."""
+        config = remote()
+        config[section] = {**config.get(section, {}), name: f"me{sign}host all all all trust"}
+
+        error = advise(config, "--client-address", "10.0.0.0/8").error
+
+        assert f"c.yaml: {section}.{name}: holds a control character" in error
+        assert "trust" not in error
+
+    def test_a_connection_string_is_no_name(self, advise):
+        """A DSN in the place of a name is refused, and its password is not printed."""
+        result = advise(remote(dbname="postgresql://me:hunter2@db.example/app"))
+
+        assert "connection_settings.dbname: holds a whole connection string" in result.error
+        assert "hunter2" not in result.err
+
     def test_time_outs(self, advise):
         """Time-outs are those of the file, the longer one where sync and async differ."""
         config = {

@@ -20,6 +20,8 @@ from pytest_pgmonkey import (
     PGMonkeyError,
 )
 from pytest_pgmonkey.blocks import TransactionAbortedError
+from pytest_pgmonkey.config import connection_spec
+from pytest_pgmonkey.handles import make_handle
 
 from .four import block, call, execute, pid, value
 
@@ -399,6 +401,20 @@ async def test_no_secret_is_shown(kind: Kind) -> None:
     shown = [repr(handle), repr(handle.config), repr(handle.config["connection_settings"])]
     assert "hunter2" not in "".join([*shown, str(handle.spec)])
     assert handle.config["connection_settings"]["password"] == "hunter2"
+
+
+@pytest.mark.parametrize("name", ["dbname", "host", "user"])
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://me:hunter2@db.example/app", "host=db.example password=hunter2"]
+)
+async def test_a_connection_string_in_place_of_a_name(kind: Kind, name: str, dsn: str) -> None:
+    """Where somebody writes a DSN as a name, no text shows its password, and one tells the key."""
+    shown = repr(make_handle(connection_spec(kind.sections(**{name: dsn}), kind.type)))
+    assert "hunter2" not in shown
+    with pytest.raises(ConfigError, match="holds a whole connection string") as caught:
+        await kind.get(**{name: dsn})
+    assert caught.value.key == f"connection_settings.{name}"
+    assert "hunter2" not in f"{caught.value} {caught.value!r}"
 
 
 async def test_one_handle_for_one_configuration(kind: Kind, make_config: Any) -> None:

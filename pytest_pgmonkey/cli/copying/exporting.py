@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ _STYLES = {"datestyle": "ISO", "intervalstyle": "postgres", "extra_float_digits"
 
 def run(args: argparse.Namespace) -> int:
     name = parse_name(args.table) if args.table is not None else None
-    path = args.file or (f"{name.table}.csv" if name else "-")
+    path = args.file or (_file_name(name.table) if name else "-")
     with failures(args):
         settings.apply_sidecar(args, path)
     dialect = settings.dialect(args)
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{message}{path}\n")
     return 0
+
+
+def _file_name(table: str) -> str:
+    """Name the file of a table, in this directory and on any file system."""
+    return re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", table) + ".csv"
 
 
 @contextmanager

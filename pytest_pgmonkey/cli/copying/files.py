@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Source", "Target", "open_target"]
 
 BLOCK = 1 << 17
-_BINARY = getattr(os, "O_BINARY", 0)
 
 
 # --- reading ---
@@ -221,10 +220,9 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             yield file
         return
     directory, name = os.path.split(target)
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}.part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
+    temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.part")
     try:
-        with os.fdopen(descriptor, "wb", BLOCK) as file:
+        with open(temporary, "xb", BLOCK, opener=_private) as file:
             yield file
         os.chmod(temporary, mode)
         os.replace(temporary, target)
@@ -232,6 +230,10 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _mode(target: str) -> int | None:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ...errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -87,21 +89,38 @@ class Advice:
 
 
 def client_of(
-    config: Mapping[str, Any], conninfo: Mapping[str, str], pools: Sequence[int]
+    config: Mapping[str, Any],
+    conninfo: Mapping[str, str],
+    pools: Sequence[int],
+    file: str | None = None,
 ) -> Client:
-    """Judge who connects, given libpq's keywords with its defaults filled in."""
+    """Judge who connects, given libpq's keywords with its defaults filled in.
+
+    Raises ConfigError where a value would be more than a part of a line in the server's files.
+    """
     hosts = [host for host in conninfo.get("host", "").split(",") if host]
     hosts = hosts or [host for host in conninfo.get("hostaddr", "").split(",") if host]
-    user = conninfo.get("user", "")
+    user = _one_line(conninfo.get("user", ""), "connection_settings.user", file)
     return Client(
-        database=conninfo.get("dbname") or user,
+        database=_one_line(conninfo.get("dbname") or user, "connection_settings.dbname", file),
         user=user,
         local=all(host.startswith(("/", "@")) for host in hosts),
         loopback=bool(hosts) and all(map(_is_loopback, hosts)),
         insists_on_tls=conninfo.get("sslmode") in INSISTING,
         largest_pool=max(pools, default=None),
-        timeouts=tuple(_timeouts(config)),
+        timeouts=tuple(_timeouts(config, file)),
     )
+
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _one_line(value: str, key: str, file: str | None) -> str:
+    """Refuse what would end its line of the server's files, and begin one of its own."""
+    if _CONTROL_CHARACTER.search(value):
+        problem = "holds a control character, which cannot stand in the server's files"
+        raise ConfigError(problem, file, key)
+    return value
 
 
 def _is_loopback(host: str) -> bool:
@@ -111,12 +130,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _timeouts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _timeouts(config: Mapping[str, Any], file: str | None) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for section in ("sync_settings", "async_settings"):
         for name, value in (config.get(section) or {}).items():
             if name in TIMEOUTS and isinstance(value, str | int | float):
-                found[name] = max(found.get(name, str(value)), str(value), key=_for_longest)
+                text = _one_line(str(value), f"{section}.{name}", file)
+                found[name] = max(found.get(name, text), text, key=_for_longest)
     return sorted(found.items())
 
 
