@@ -71,6 +71,25 @@ async def test_committed_or_rolled_back_excludes_nobody(w: World) -> None:
             await call(two.commit())
 
 
+@sandboxed
+async def test_an_idle_connection_ends_without_waiting(w: World) -> None:
+    """With nothing open, commit and rollback do nothing, whoever else has changes."""
+    async with block(await w.handle()) as one, block(await w.handle()) as two:
+        await execute(two, "SELECT 1")
+        await call(two.commit())
+        await execute(one, "INSERT INTO t VALUES (1, 'a')")
+        for _ in range(2):
+            await call(two.commit())
+            await call(two.rollback())
+        await call(one.commit())
+        assert await value(two, "SELECT n FROM t") == 1
+        await call(two.close())
+        for end in (two.commit, two.rollback):
+            with pytest.raises(psycopg.OperationalError, match="closed"):
+                await call(end())
+    assert w.twins.sandbox.take_refusals() == []
+
+
 def test_threads_wait_in_order(sync_world: World) -> None:
     """Threads that wait for a transaction get it one after the other when it ends."""
     handle = sync_handle(sync_world, "pool", pool={"max_size": 9})

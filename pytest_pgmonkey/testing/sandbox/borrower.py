@@ -128,6 +128,11 @@ class Borrower(VirtualTransaction):
         return _STATUS.INTRANS if self.open else _STATUS.IDLE
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is open or running that a commit or a rollback would end."""
+        return not (self.ended or self.backend.forked) and self.status == _STATUS.IDLE
+
+    @property
     def failed(self) -> bool:
         """Whether its transaction is aborted, and waits for its end."""
         return self.open and self.status == _STATUS.INERROR

@@ -363,6 +363,13 @@ class _Sandboxed(BaseConnection[Any]):
                 return (yield from borrower.backend.run(guarded))[-1]
         return (yield from super()._exec_command(command, result_format))
 
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to end, so that nobody need be waited for."""
+        borrower = self._borrower
+        if borrower.open or self._num_transactions or self._pipeline:
+            return False
+        return not self.closed and borrower.is_idle
+
     def _ends_at_once(self) -> bool:
         """Whether psycopg has nothing to do at the end of a transaction but to send it."""
         return not (self._num_transactions or self._pipeline or self._prepared._names)
@@ -436,13 +443,15 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     def commit(self) -> None:
         with self.lock:
-            if not self._ends_at_once() or not self._borrower.commit_at_once():
-                self.wait(self._commit_gen())
+            if self._is_idle() or (self._ends_at_once() and self._borrower.commit_at_once()):
+                return
+            self.wait(self._commit_gen())
 
     def rollback(self) -> None:
         with self.lock:
-            if not self._ends_at_once() or not self._borrower.rollback_at_once():
-                self.wait(self._rollback_gen())
+            if self._is_idle() or (self._ends_at_once() and self._borrower.rollback_at_once()):
+                return
+            self.wait(self._rollback_gen())
 
     def _wait_for_turn(self) -> None:
         borrower = self._borrower
@@ -535,13 +544,15 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def commit(self) -> None:
         async with self.lock:
-            if not self._ends_at_once() or not self._borrower.commit_at_once():
-                await self.wait(self._commit_gen())
+            if self._is_idle() or (self._ends_at_once() and self._borrower.commit_at_once()):
+                return
+            await self.wait(self._commit_gen())
 
     async def rollback(self) -> None:
         async with self.lock:
-            if not self._ends_at_once() or not self._borrower.rollback_at_once():
-                await self.wait(self._rollback_gen())
+            if self._is_idle() or (self._ends_at_once() and self._borrower.rollback_at_once()):
+                return
+            await self.wait(self._rollback_gen())
 
     async def _wait_for_turn(self) -> None:
         borrower = self._borrower
