@@ -44,8 +44,12 @@ class Database:
 
     @property
     def dsn(self) -> str:
-        """What libpq connects with: `host=… dbname=…`."""
-        return make_conninfo(**self.kit.server.conninfo(self.name))
+        """What libpq connects with: `host=… dbname=…`.
+
+        Such a connection is outside of every test's transaction: **it commits for good**. It waits
+        for a lock no longer than `wait-timeout` (its `lock_timeout`).
+        """
+        return make_conninfo(**self.kit.outside_conninfo)
 
     @property
     def url(self) -> str:

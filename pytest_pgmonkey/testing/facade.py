@@ -59,7 +59,12 @@ class PGMonkey:
 
     @property
     def dsn(self) -> str:
-        """What libpq connects with; another process does not see the test's uncommitted data."""
+        """What libpq connects with.
+
+        In rollback isolation such a connection is outside of the test's transaction: it does not
+        see what the test wrote, and **it commits for good**. It waits for a lock no longer than
+        `wait-timeout` (its `lock_timeout`). In clone isolation it leads to the test's database.
+        """
         return make_conninfo(**self._kit.conninfo)
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:

@@ -80,7 +80,7 @@ class Kit:
         self._steps: list[Path | Callable[[Any], Any]] = []
         self._recipe: Recipe | None = None
         self._specs: dict[str, ConnectionSpec] = {}
-        self._unblocked = False
+        self._unblocked = self._pooled = False
         self._lost = ""
         self._clones: Clones | None = None
         self._world: CloneWorld | None = None
@@ -121,6 +121,7 @@ class Kit:
         }
         self.interception.sandbox = self._sandbox
         self._sandbox.connect()
+        self._pooled = self._sandbox.backend.is_pooled
         return self._database
 
     def _existing(self) -> str | None:
@@ -235,7 +236,22 @@ class Kit:
         """Keywords for libpq that lead to the database of the running test."""
         if self._world is not None:
             return self._world.conninfo
-        return self.server.conninfo(self.database.name)
+        return self.outside_conninfo
+
+    @property
+    def outside_conninfo(self) -> dict[str, str]:
+        """Keywords for libpq that lead to the prepared database, past the test's transaction.
+
+        Such a connection would wait for the test's locks without end, so it waits for as long as
+        one of the test's own.
+        """
+        conninfo = self.server.conninfo(self.database.name)
+        options = conninfo.get("options", "")
+        # PgBouncer refuses options that it does not know.
+        if "lock_timeout" in options or self._pooled:
+            return conninfo
+        limit = max(1, round(self.options.wait_timeout * 1000))
+        return {**conninfo, "options": f"{options} -c lock_timeout={limit}".lstrip()}
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit in the running test's database."""

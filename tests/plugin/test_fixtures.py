@@ -141,6 +141,37 @@ def test_the_server_and_the_database(pytester: pytest.Pytester, run: Callable[..
     run().assert_outcomes(passed=4)
 
 
+def test_a_dsn_waits_no_longer_than_the_test(
+    pytester: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """A connection past the test's transaction has its wait-timeout as its lock_timeout."""
+    pytester.makepyfile(
+        """
+        import psycopg, pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def seeded(pgmonkey_database):
+            with pgmonkey_database.unblock():
+                with psycopg.connect(pgmonkey_database.dsn) as conn:
+                    conn.execute("CREATE TABLE seeded (a int); INSERT INTO seeded VALUES (1)")
+
+        @pytest.mark.parametrize("owner", ["pgmonkey", "pgmonkey_database"])
+        def test_rollback(pgmonkey, pgmonkey_database, owner, request):
+            pgmonkey.execute("UPDATE seeded SET a = 2")
+            with psycopg.connect(request.getfixturevalue(owner).dsn) as conn:
+                assert conn.execute("SHOW lock_timeout").fetchone() == ("250ms",)
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    conn.execute("UPDATE seeded SET a = 3")
+
+        @pytest.mark.pgmonkey(isolation="clone")
+        def test_clone(pgmonkey):
+            with psycopg.connect(pgmonkey.dsn) as conn:
+                assert conn.execute("SHOW lock_timeout").fetchone() == ("0",)
+        """
+    )
+    run("--pgmonkey-wait-timeout=0.25").assert_outcomes(passed=3)
+
+
 def test_types_by_option_and_marker(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
     """The option and the marker choose the types; the marker wins."""
     pytester.makepyfile(

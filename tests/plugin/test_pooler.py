@@ -59,6 +59,10 @@ TYPES = """
         with pgmonkey_connection as conn:
             assert conn.execute("SELECT count(*) FROM item").fetchone() == (7,)
 
+    def test_dsn(pgmonkey):
+        with psycopg.connect(pgmonkey.dsn) as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
     @pytest.mark.asyncio
     @pytest.mark.parametrize("number", range(3))
     async def test_async(pgmonkey_connection, number):
@@ -123,7 +127,7 @@ def test_rollback_in_the_existing_database(
     in_each_session(pooled, "SELECT 1")
     pytester.makepyfile(TYPES)
     for _ in range(2):  # what a run leaves in the server's sessions must not meet the next
-        run(f"--pgmonkey-config={pooled}").assert_outcomes(passed=18)
+        run(f"--pgmonkey-config={pooled}").assert_outcomes(passed=19)
         query = "SELECT statement FROM pg_prepared_statements"
         assert in_each_session(pooled, query) == []
     with psycopg.connect(**pg_server.conninfo(database)) as conn:

@@ -99,7 +99,9 @@ class Backend:
         self._deferrable_before: list[tuple[str, bool]] | None = None
         self._changed = False  # whether there was DDL in the current frame
         # What outlives a rollback, to be undone after the test.
-        self.advisory = self._advisory_functions()
+        self.advisory, server_pid = self._look_around()
+        self.is_pooled: Final = server_pid != self.backend_pid
+        """Whether a pooler stands between, which has sessions of its own."""
         self.prepared = False
         self.escaped: EscapeError | None = None
         self.last_place: Place | None = None
@@ -108,15 +110,15 @@ class Backend:
         self._awaiting = False
         self._backlog: list[bytes] = []
 
-    def _advisory_functions(self) -> bool:
-        """Find whether a function takes advisory locks, which no statement's text shows."""
+    def _look_around(self) -> tuple[bool, int]:
+        """Find whether functions take advisory locks, which no statement shows, and who answers."""
         (result,) = self.run_blocking(
             b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
             b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
             b"AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
-            b"'information_schema'::pg_catalog.regnamespace))"
+            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid()"
         )
-        return bool(result.get_value(0, 0) == b"t")
+        return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0)
 
     @property
     def dead(self) -> bool:
