@@ -67,7 +67,11 @@ def __getattr__(name: str) -> Any:
         home = _HOMES[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(import_module(f".{home}", __name__), name)
+    try:
+        value = getattr(import_module(f".{home}", __name__), name)
+    except ImportError:
+        import_module(".libpq", __name__).require_libpq()
+        raise
     globals()[name] = value
     return value
 

@@ -17,6 +17,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigError
+from .libpq import require_libpq
 from .secrets import is_reference, redact_text
 
 if TYPE_CHECKING:
@@ -131,8 +132,11 @@ TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
 
 @lru_cache(maxsize=1)
 def _libpq_keywords() -> frozenset[str]:
-    from psycopg.pq import Conninfo
-
+    try:
+        from psycopg.pq import Conninfo
+    except ImportError:
+        require_libpq()
+        raise
     return frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import pytest_pgmonkey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PACKAGE = Path(pytest_pgmonkey.__file__).parent
 PRODUCTION = sorted(
@@ -60,6 +66,81 @@ def test_the_version_is_one() -> None:
 def test_checkers_see_the_types() -> None:
     """The marker file of typed packages is there."""
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_choice_of_libpq_is_the_users() -> None:
+    """Production gets psycopg alone; two extras bring an implementation, and `test` has one."""
+    requirements = distribution("pytest-pgmonkey").requires or []
+    psycopg = {line for line in requirements if re.match(r"psycopg\b(?!-)", line)}
+    assert {line for line in psycopg if "extra ==" not in line} == {"psycopg>=3.3"}
+    for extra, implementation in (("binary", "binary"), ("c", "c"), ("test", "binary")):
+        assert f"psycopg[{implementation}]>=3.3; extra == '{extra}'" in psycopg
+
+
+# --- without a libpq ---
+
+NO_LIBPQ = """
+import ctypes.util
+import sys
+
+sys.modules["psycopg_c"] = sys.modules["psycopg_binary"] = None
+ctypes.util.find_library = lambda name: None
+"""
+ADVICE = (
+    "psycopg finds no libpq, PostgreSQL's client library: install "
+    '"pytest-pgmonkey[binary]", which brings one, or "pytest-pgmonkey[c]"'
+)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs Python where psycopg finds no libpq."""
+    (tmp_path / "sitecustomize.py").write_text(NO_LIBPQ, "utf-8")
+    (tmp_path / "c.yaml").write_text("connection_settings: {host: nowhere}\n", "utf-8")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**environ, "PYTHONPATH": str(tmp_path)},
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("use", ["PGConnectionManager", "Handle", "load_config('c.yaml')"])
+def test_production_without_a_libpq(python: Any, use: str) -> None:
+    """One sentence says what to install, and an application may catch an ImportError."""
+    code = f"import pytest_pgmonkey as p\ntry: p.{use}\nexcept ImportError as e: print(e)"
+    result = python("-c", code)
+    assert result.stdout.startswith(ADVICE)
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["pgconfig test", "pgserverconfig", "pgexport --table t"])
+def test_the_command_without_a_libpq(python: Any, command: str) -> None:
+    """Commands that connect fail with the sentence."""
+    result = python("-m", "pytest_pgmonkey", *command.split(), "--connconfig", "c.yaml")
+    assert result.stderr.startswith(f"pgmonkey: error: {ADVICE}")
+    assert (result.stderr.count("\n"), result.returncode) == (1, 1)
+
+
+def test_runs_of_pytest_without_a_libpq(python: Any, tmp_path: Path) -> None:
+    """A test that wants a database fails with the sentence; the others never notice."""
+    plain, database = tmp_path / "test_plain.py", tmp_path / "test_database.py"
+    plain.write_text("def test_it(): pass\n", "utf-8")
+    database.write_text("def test_it(pgmonkey): pass\n", "utf-8")
+    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
+    result = python(*options, str(plain))
+    assert (result.returncode, result.stderr) == (0, "")
+    result = python(*options, str(database))
+    assert f"\npgmonkey: {ADVICE}" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert result.returncode == 1
 
 
 # --- what is exported ---

@@ -126,7 +126,20 @@ def _run(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
     except CommandError as failure:
         _report(failure.message, failure.cause if args.debug else None, failure.hide)
         return 1
+    except ImportError as error:
+        return _report_import(error, debug=args.debug)
     return status
+
+
+def _report_import(error: ImportError, *, debug: bool) -> int:
+    from ..libpq import LibpqNotFoundError, require_libpq
+
+    try:
+        require_libpq()
+    except LibpqNotFoundError as missing:
+        _report(str(missing), error if debug else None)
+        return 1
+    raise error
 
 
 def _report(

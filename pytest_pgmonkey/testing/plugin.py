@@ -18,6 +18,7 @@ import pytest
 
 from .. import sources
 from ..errors import PGMonkeyError
+from ..libpq import require_libpq
 from .interception import Interception, Phase
 from .options import (
     ISOLATIONS,
@@ -301,8 +302,11 @@ def kit_of(config: pytest.Config) -> Kit:
     """Give the kit of this process; made at its first use, and with it all that is heavy."""
     kit = config.stash.get(_KIT, None)
     if kit is None:
-        from .kit import Kit
-
+        try:
+            from .kit import Kit
+        except ImportError:
+            require_libpq()
+            raise
         interception = config.stash[_INTERCEPTION]
         # A doctest or getfixturevalue() may ask although no collected test said that it would.
         sources.interceptor = interception
