@@ -134,9 +134,9 @@ def nothing_left(engine: Engine) -> Iterator[None]:
 
 
 @pytest.fixture
-def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> str:
     """An address where no engine is."""
-    address = f"unix://{tmp_path}/none.sock"
+    address = "unix:///nonexistent/none.sock"
     monkeypatch.setenv("DOCKER_HOST", address)
     return address
 

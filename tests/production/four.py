@@ -16,6 +16,9 @@ SYNC = ["normal", "pool"]
 ASYNC = ["async", "async_pool"]
 POOLS = ["pool", "async_pool"]
 
+#: A directory in which no server listens; a temporary one may be too long for a socket.
+NOWHERE = "/nonexistent"
+
 
 async def call(result: Any) -> Any:
     """Give a result, awaited where its type is an async one."""

@@ -19,7 +19,7 @@ import pytest
 
 from pytest_pgmonkey import PGConnectionManager, PGMonkeyError
 
-from .four import ASYNC, POOLS, SYNC, Kind, block, call, execute, pid, value
+from .four import ASYNC, NOWHERE, POOLS, SYNC, Kind, block, call, execute, pid, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -82,9 +82,7 @@ def test_eight_threads_make_one(type_: str, config: Any) -> None:
         assert len(opened) == 1
 
 
-def test_threads_share_the_failure_of_an_opening(
-    config: Any, manager: PGConnectionManager, tmp_path: Any
-) -> None:
+def test_threads_share_the_failure_of_an_opening(config: Any, manager: PGConnectionManager) -> None:
     """Where the one opening fails, each of the threads that waited for it hears of it."""
     together = threading.Barrier(8, timeout=20)
     kind = Kind("pool", config, manager)
@@ -92,7 +90,7 @@ def test_threads_share_the_failure_of_an_opening(
     def get(_: int) -> Any:
         together.wait()
         with pytest.raises(psycopg.OperationalError, match="No such file"):
-            manager.get_database_connection_from_dict(kind.sections(host=str(tmp_path)), "pool")
+            manager.get_database_connection_from_dict(kind.sections(host=NOWHERE), "pool")
         return True
 
     with ThreadPoolExecutor(8) as threads:
@@ -279,9 +277,9 @@ async def test_twenty_tasks_make_one(async_kind: Kind) -> None:
 
 
 @pytest.mark.asyncio
-async def test_tasks_share_the_failure_of_an_opening(async_kind: Kind, tmp_path: Any) -> None:
+async def test_tasks_share_the_failure_of_an_opening(async_kind: Kind) -> None:
     """Where the one opening fails, each of the tasks that waited for it hears of it."""
-    attempts = [async_kind.get(host=str(tmp_path)) for _ in range(20)]
+    attempts = [async_kind.get(host=NOWHERE) for _ in range(20)]
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {psycopg.OperationalError}
     assert async_kind.manager.cache_info["size"] == 0

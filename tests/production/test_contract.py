@@ -23,7 +23,7 @@ from pytest_pgmonkey.blocks import TransactionAbortedError
 from pytest_pgmonkey.config import connection_spec
 from pytest_pgmonkey.handles import make_handle
 
-from .four import block, call, execute, pid, value
+from .four import NOWHERE, block, call, execute, pid, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -519,10 +519,10 @@ async def test_reload_that_fails_changes_nothing(kind: Kind, make_config: Any) -
     assert old is await call(kind.manager.get_database_connection(path))
 
 
-async def test_dead_server(kind: Kind, tmp_path: Path) -> None:
+async def test_dead_server(kind: Kind) -> None:
     """Where no server answers, psycopg's own error is raised at once and nothing is kept."""
     with pytest.raises(psycopg.OperationalError, match="No such file") as caught:
-        await kind.get(host=str(tmp_path))
+        await kind.get(host=NOWHERE)
     assert type(caught.value) is psycopg.OperationalError
     assert kind.manager.cache_info["size"] == 0
 
