@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 from servers import RestartableServer, TLSServer, config_writer, find_tls_binaries
 
-from pytest_pgmonkey import kept
-from pytest_pgmonkey.testing.binaries import Binaries, find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey import kept_databases
+from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries, find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
         yield path
-        for left in kept.entries():  # by a test that failed before it has removed it
+        for left in kept_databases.entries():  # by a test that failed before it has removed it
             left.forget()
 
 

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pytest_pgmonkey.testing.binaries import Binaries, find_all
-from pytest_pgmonkey.testing.embedded import ROLE, EmbeddedServer, _free_port
-from pytest_pgmonkey.testing.servers import ServerStartError
+from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries, find_all
+from pytest_pgmonkey.testing.servers.embedded.server import ROLE, EmbeddedServer, _free_port
+from pytest_pgmonkey.testing.servers.server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,16 +26,18 @@ import pytest
 from pytest_pgmonkey import PGConnectionManager, kept
 from pytest_pgmonkey.errors import PGMonkeyError
 from pytest_pgmonkey.processes import identity, is_dead
-from pytest_pgmonkey.testing import binaries, container, container_guardian
-from pytest_pgmonkey.testing.container import (
+from pytest_pgmonkey.testing.databases.recipe import Recipe
+from pytest_pgmonkey.testing.options import Options, resolve
+from pytest_pgmonkey.testing.servers.container import guardian
+from pytest_pgmonkey.testing.servers.container import server as container
+from pytest_pgmonkey.testing.servers.container.server import (
     OWNER,
     ContainerServer,
     EngineError,
     says_ready,
 )
-from pytest_pgmonkey.testing.options import Options, resolve
-from pytest_pgmonkey.testing.servers import ServerStartError, choose
-from pytest_pgmonkey.testing.template import Recipe
+from pytest_pgmonkey.testing.servers.embedded import binaries
+from pytest_pgmonkey.testing.servers.server import ServerStartError, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,8 +79,8 @@ class Engine:
 
     def attempts(self) -> set[str]:
         """The containers of all servers of the kit, by what their label says."""
-        found = self.client.api.containers(all=True, filters={"label": container_guardian.ATTEMPT})
-        return {item["Labels"][container_guardian.ATTEMPT] for item in found}
+        found = self.client.api.containers(all=True, filters={"label": guardian.ATTEMPT})
+        return {item["Labels"][guardian.ATTEMPT] for item in found}
 
     def of(self, server: ContainerServer) -> Any:
         return self.client.containers.get(server.name)
@@ -198,7 +200,7 @@ def start_in_subprocess(then: str = "sys.stdin.read()") -> tuple[subprocess.Pope
     """Start a server in another process, which then does something; give what is its label."""
     script = f"""\
         import os, signal, sys
-        from pytest_pgmonkey.testing.container import ContainerServer
+        from pytest_pgmonkey.testing.servers.container.server import ContainerServer
         server = ContainerServer.start({IMAGE!r})
         print(server._attempt, server._watcher._process.pid, flush=True)
         {then}
@@ -453,10 +455,8 @@ class TestEnds:
         watcher = container._Watcher(attempt := secrets.token_hex(16))
         process = watcher._process
         watcher._close()
-        engine.client.containers.create(
-            IMAGE, ["postgres"], labels={container_guardian.ATTEMPT: attempt}
-        )
-        assert process.wait(timeout=container_guardian.REMOVE_LIMIT) == 0
+        engine.client.containers.create(IMAGE, ["postgres"], labels={guardian.ATTEMPT: attempt})
+        assert process.wait(timeout=guardian.REMOVE_LIMIT) == 0
 
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:

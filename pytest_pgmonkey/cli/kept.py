@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-    from ..kept import Kept
+    from ..kept_databases import Kept
 
 __all__ = ["register"]
 
@@ -31,7 +31,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..kept import entries
+    from ..kept_databases import entries
 
     found = entries()
     if args.remove is not None:
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _forget(gone: list[Kept]) -> None:
-    from ..kept import KeptError
+    from ..kept_databases import KeptError
 
     try:
         for kept in gone:
@@ -56,7 +56,7 @@ def _forget(gone: list[Kept]) -> None:
 
 
 def _print(found: list[Kept], gone: set[str]) -> None:
-    from ..kept import describe
+    from ..kept_databases import describe
 
     if not found:
         say("no database is kept")
@@ -106,7 +106,7 @@ def _remove(found: list[Kept], names: list[str]) -> int:
 
 
 def _try(kept: Kept) -> Exception | None:
-    from ..kept import KeptError, remove
+    from ..kept_databases import KeptError, remove
 
     try:
         remove(kept)

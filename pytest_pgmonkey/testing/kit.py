@@ -12,14 +12,14 @@ from ..config import connection_spec
 from ..connecting import AsyncDirectSource, Connector, DirectSource
 from ..handles import make_handle
 from ..manager import PGConnectionManager
-from .clones import Clones, CloneWorld
-from .database import Database, KitError, SpoiledError
+from .clones.clones import Clones, CloneWorld
+from .databases.recipe import recipe_of
+from .databases.schema import load_schema, resolve_steps
 from .interception import Phase
-from .launch import start_server
+from .prepared import Database, KitError, SpoiledError
 from .sandbox import Sandbox
 from .sandbox.internals import SandboxConnection
-from .schema import load_schema, resolve_steps
-from .template import recipe_of
+from .servers.launch import start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from ..config import ConnectionSpec
     from ..handles import AsyncHandle, Handle
+    from .clones.keeping import Keeping
+    from .databases.recipe import Recipe
     from .interception import Interception
-    from .keeping import Keeping
-    from .launch import Launch
     from .options import Options
     from .sandbox.sandbox import Scope
-    from .servers import Server
-    from .template import Recipe
-    from .workers import Worker
+    from .servers.embedded.workers import Worker
+    from .servers.launch import Launch
+    from .servers.server import Server
 
 __all__ = ["Kit"]
 
@@ -169,7 +169,7 @@ class Kit:
 
     def _create_extensions(self, name: str) -> None:
         if self.options.extensions:
-            from .extensions import create_extensions
+            from .databases.extensions import create_extensions
 
             with _connect(self.server.admin_conninfo(name)) as conn:
                 create_extensions(conn, self.options.extensions, self.server)
@@ -333,7 +333,7 @@ class Kit:
         if self._server is None:
             return ""
         if self._keeping is None:
-            from .keeping import Keeping
+            from .clones.keeping import Keeping
 
             self._keeping = Keeping(self.options, self._server)
         return self._keeping.see(test, when, failed=failed, cloned=self._world is not None)

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 CONFTEST = """
 import json, os, pathlib, time

@@ -21,7 +21,7 @@ os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 import psycopg
 from testcontainers.community.postgres import PostgresContainer
 
-from pytest_pgmonkey.testing.container import ContainerServer
+from pytest_pgmonkey.testing.servers.container.server import ContainerServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

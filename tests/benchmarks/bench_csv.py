@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 from pytest_pgmonkey import PGConnectionManager
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pytest_pgmonkey import PGConnectionManager, sources
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
 from pytest_pgmonkey.testing.sandbox import Sandbox
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

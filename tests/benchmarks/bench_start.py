@@ -19,8 +19,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 LOAD_GOAL = 0.015
 START_GOAL = 0.35

@@ -18,8 +18,8 @@ from time import perf_counter
 
 import psycopg
 
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 GOAL = 1.7
 SECONDS = 0.010

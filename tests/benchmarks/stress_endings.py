@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import yaml
 
-from pytest_pgmonkey.testing import guardian
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import ROLE, EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded import guardian
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import ROLE, EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ class Container(Place):
     def __init__(self) -> None:
         import docker
 
-        from pytest_pgmonkey.testing.container_guardian import ATTEMPT
+        from pytest_pgmonkey.testing.servers.container.guardian import ATTEMPT
 
         self.filters = {"label": ATTEMPT}
         self.client = docker.from_env()

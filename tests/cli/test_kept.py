@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pytest_pgmonkey.kept import Kept, describe, entries, new_name
+from pytest_pgmonkey.kept_databases import Kept, describe, entries, new_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

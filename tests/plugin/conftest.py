@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 APP = """
     from pytest_pgmonkey import PGConnectionManager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from servers import TLSServer
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 TESTS = """
     import pytest

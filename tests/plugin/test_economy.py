@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pytest_pgmonkey.testing import clusters, guardian
-from pytest_pgmonkey.testing.binaries import find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
-from pytest_pgmonkey.testing.template import Recipe, recipe_of
+from pytest_pgmonkey.testing.databases.recipe import Recipe, recipe_of
+from pytest_pgmonkey.testing.servers.embedded import guardian, saved_clusters
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ def test_a_distributed_run_that_does_not_use_the_kit_is_left_alone(
 
         def test_plain():
             assert "pytest_pgmonkey.testing.kit" not in sys.modules
-            assert "pytest_pgmonkey.testing.embedded" not in sys.modules
+            assert "pytest_pgmonkey.testing.servers.embedded.server" not in sys.modules
         """
     )
     result = run("-n1")
@@ -308,7 +308,7 @@ class TestClusters:
 
     @staticmethod
     def keep(key: str, data: Path) -> None:
-        if (writing := clusters.keep(key, data)) is not None:
+        if (writing := saved_clusters.keep(key, data)) is not None:
             writing.join()
 
     def test_a_packed_directory_is_the_same(self, data: Path, tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ class TestClusters:
 
     def test_the_oldest_are_removed(self, data: Path, home: Path) -> None:
         """A few clusters are kept, those that were used last."""
-        for number in range(clusters.KEPT):
+        for number in range(saved_clusters.KEPT):
             self.keep(f"cluster-{number}", data)
             os.utime(home / f"cluster-{number}", (number, number))
-        assert clusters.find("cluster-0") is not None
+        assert saved_clusters.find("cluster-0") is not None
         self.keep("cluster-new", data)
-        assert clusters.find("cluster-0") is not None
-        assert clusters.find("cluster-1") is None
-        assert len(list(home.glob("cluster-*"))) == clusters.KEPT
+        assert saved_clusters.find("cluster-0") is not None
+        assert saved_clusters.find("cluster-1") is None
+        assert len(list(home.glob("cluster-*"))) == saved_clusters.KEPT
 
     def test_what_is_kept_is_its_users_alone(self, data: Path, home: Path) -> None:
         """A schema may hold what is nobody else's business."""
@@ -357,10 +357,10 @@ class TestClusters:
         """A data directory that reaches beyond itself cannot be copied whole."""
         (data / "link").symlink_to("/")
         self.keep("cluster-it", data)
-        assert clusters.find("cluster-it") is None
+        assert saved_clusters.find("cluster-it") is None
 
     def test_a_cache_that_others_may_write_is_not_used(self, data: Path, home: Path) -> None:
         """Another user's cluster could name programs to be run."""
         self.keep("cluster-it", data)
         home.parent.chmod(0o777)
-        assert clusters.find("cluster-it") is None
+        assert saved_clusters.find("cluster-it") is None

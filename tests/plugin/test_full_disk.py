@@ -18,7 +18,7 @@ pytestmark = [NEEDS_PROC, NEEDS_ROOT]
 
 SMALL = """
     from pathlib import Path
-    from pytest_pgmonkey.testing import directories
+    from pytest_pgmonkey.testing.servers.embedded import directories
 
     directories._bases = lambda: [Path({disk!r})]
     directories.ROOM = 0

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from remains import NEEDS_PROC, PATIENCE, is_gone, processes_of, wait_until
 
-from pytest_pgmonkey import kept
+from pytest_pgmonkey import kept_databases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_pgmonkey.kept import Kept
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.kept_databases import Kept
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 pytestmark = NEEDS_PROC
 
@@ -78,12 +78,12 @@ FAILING = """
 @pytest.fixture(autouse=True)
 def nothing_stays(cache: Path) -> Iterator[None]:
     """Whatever becomes of a test here, its databases and servers go with it."""
-    assert kept.entries() == []
+    assert kept_databases.entries() == []
     yield
-    found = kept.entries()
+    found = kept_databases.entries()
     for one in found:
-        with contextlib.suppress(kept.KeptError):
-            kept.remove(one)
+        with contextlib.suppress(kept_databases.KeptError):
+            kept_databases.remove(one)
         one.forget()
     for home in {home_of(one) for one in found if one.source == "embedded"}:
         assert wait_until(lambda home=home: is_gone(home, set()))
@@ -100,7 +100,7 @@ def items(one: Kept) -> list[tuple[int]]:
 
 def names() -> list[str]:
     """The functions of the tests whose databases are kept."""
-    return [one.test.rpartition("::")[2] for one in kept.entries()]
+    return [one.test.rpartition("::")[2] for one in kept_databases.entries()]
 
 
 def test_failures_of_every_phase(pytester: pytest.Pytester) -> None:
@@ -112,17 +112,17 @@ def test_failures_of_every_phase(pytester: pytest.Pytester) -> None:
     output = result.stdout
     assert "2 failed, 2 passed, 1 xfailed, 2 errors" in output
     assert names() == ["test_of_the_call", "test_of_the_setup", "test_of_the_teardown"]
-    found = kept.entries()
+    found = kept_databases.entries()
     assert [items(one) for one in found] == [[(7,)], [(8,)], [(9,)]]
     for one in found:
         told = f"\nDSN: {one.dsn}\n{one.psql}\npgmonkey kept --remove {one.name}\n"
         assert f"The database of this test is kept: {one.name}{told}" in output
         assert one.name.startswith(f"pgmonkey_kept_{one.test.rpartition('::')[2]}_")
     home = home_of(found[0])
-    kept.remove(found[0])
-    kept.remove(found[1])
+    kept_databases.remove(found[0])
+    kept_databases.remove(found[1])
     assert items(found[2]) == [(9,)]
-    kept.remove(found[2])
+    kept_databases.remove(found[2])
     assert wait_until(lambda: is_gone(home, set()))
 
 
@@ -140,7 +140,7 @@ def test_a_run_without_failures(pytester: pytest.Pytester, run: Callable[..., An
         """
     )
     run("--pgmonkey-keep=failed", "-k", "passes or expected").assert_outcomes(passed=1, xfailed=1)
-    assert kept.entries() == []
+    assert kept_databases.entries() == []
     assert not Path((pytester.path / "home.txt").read_text()).exists()
 
 
@@ -148,11 +148,11 @@ def test_workers(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
     """Databases of all workers stay on the one server of the run."""
     pytester.makepyfile(test_one=FAILING, test_two=FAILING)
     run("-n2", "--dist=loadfile", "--pgmonkey-keep=failed").assert_outcomes(failed=2)
-    found = kept.entries()
+    found = kept_databases.entries()
     assert [items(one) for one in found] == [[(7,)], [(7,)]]
     (home,) = {home_of(one) for one in found}
     for one in found:
-        kept.remove(one)
+        kept_databases.remove(one)
     assert wait_until(lambda: is_gone(home, set()))
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_is_killed(pytester: pytest.Pytester) -> None:
         assert wait_until(lambda: told.exists() or process.poll() is not None)
         process.kill()
     assert wait_until(lambda: not Path(told.read_text()).exists())
-    (one,) = kept.entries()
+    (one,) = kept_databases.entries()
     home = home_of(one)
     assert items(one) == [(7,)]
     assert not one.is_gone()
@@ -203,7 +203,7 @@ def test_an_interrupted_teardown(pytester: pytest.Pytester, run: Callable[..., A
     )
     result = run("--pgmonkey-keep=failed")
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    (one,) = kept.entries()
+    (one,) = kept_databases.entries()
     assert f"The database of this test is kept: {one.name}" in result.stdout.str()
     assert items(one) == [(7,)]
 
@@ -254,7 +254,7 @@ def test_ten_at_most(pytester: pytest.Pytester, run: Callable[..., Any]) -> None
         """
     )
     run("--pgmonkey-keep=failed").assert_outcomes(failed=12)
-    found = kept.entries()
+    found = kept_databases.entries()
     assert [f"test_it[{n}]" for n in range(2, 12)] == names()
     assert [[(n,)] for n in range(2, 12)] == [items(one) for one in found]
     with psycopg.connect(found[0].dsn) as conn:
@@ -296,7 +296,7 @@ def test_a_database_that_is_no_more(pytester: pytest.Pytester, run: Callable[...
     )
     result = run("--pgmonkey-keep=failed")
     result.stdout.fnmatch_lines(["The database of this test is not kept after all: *"])
-    assert kept.entries() == []
+    assert kept_databases.entries() == []
 
 
 @pytest.fixture
@@ -329,13 +329,13 @@ def test_on_a_configured_server(
     options += ("--pgmonkey-database=scratch",)
     output = run(*options, "--pgmonkey-keep=failed", "--tb=short").stdout.str()
     run(*options).assert_outcomes(failed=1)
-    (one,) = kept.entries()
+    (one,) = kept_databases.entries()
     assert one.psql in output
     assert f"(psql asks for what {with_password} holds)" in output
     assert one.file is not None
     assert "hunter2" not in output + one.file.read_text("utf-8")
     assert items(one) == [(7,)]
     assert not one.is_gone()
-    kept.remove(one)
+    kept_databases.remove(one)
     assert one.is_gone()
-    assert kept.entries() == []
+    assert kept_databases.entries() == []

@@ -62,7 +62,7 @@ def test_long_paths_and_no_memory_to_keep_data_in(
         project.makeconftest(
             f"""
             from pathlib import Path
-            from pytest_pgmonkey.testing import directories
+            from pytest_pgmonkey.testing.servers.embedded import directories
 
             directories._bases = lambda: [Path("/nowhere"), Path({str(long)!r}), Path({short!r})]
             """

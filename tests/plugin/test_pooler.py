@@ -13,14 +13,14 @@ import pytest
 import yaml
 from remains import wait_until
 
-from pytest_pgmonkey.testing.binaries import identity
-from pytest_pgmonkey.testing.reach import unprivileged_uid
+from pytest_pgmonkey.testing.servers.embedded.binaries import identity
+from pytest_pgmonkey.testing.servers.embedded.unprivileged import unprivileged_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 PORT = 6432
 INI = """\

@@ -14,16 +14,16 @@ import yaml
 from remains import PATIENCE, wait_until
 
 from pytest_pgmonkey.config import connection_spec, load_config
-from pytest_pgmonkey.testing.advisory import hold
-from pytest_pgmonkey.testing.configured import ConfiguredServer
-from pytest_pgmonkey.testing.shared_template import KEPT
-from pytest_pgmonkey.testing.template import Recipe
+from pytest_pgmonkey.testing.databases.advisory_locks import hold
+from pytest_pgmonkey.testing.databases.recipe import Recipe
+from pytest_pgmonkey.testing.databases.shared_templates import KEPT
+from pytest_pgmonkey.testing.servers.configured import ConfiguredServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 STEPS = """
     import pathlib

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 import yaml
 
-from pytest_pgmonkey.testing.binaries import Binaries, find_all, find_binaries
-from pytest_pgmonkey.testing.embedded import EmbeddedServer
+from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries, find_all, find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

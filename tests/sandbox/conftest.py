@@ -14,7 +14,7 @@ from .twins import Twins
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 
 @pytest.fixture(scope="package")

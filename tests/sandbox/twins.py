@@ -21,7 +21,7 @@ from pytest_pgmonkey.testing.sandbox import Sandbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 
-    from pytest_pgmonkey.testing.embedded import EmbeddedServer
+    from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 SCHEMA = """
 CREATE TABLE t (n int PRIMARY KEY, x text);

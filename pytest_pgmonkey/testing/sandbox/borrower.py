@@ -11,6 +11,7 @@ from psycopg import pq
 
 from ...connecting import setting_overwritten, setting_refused
 from ...errors import SandboxError
+from ..lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
 from .backend import UNDO, Level
 from .internals import (
     CLOSE,
@@ -24,7 +25,6 @@ from .internals import (
     read_operation,
     register_control,
 )
-from .lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
 from .script import RefusedError, Script, discard_all, no_block
 from .sessions import WrongSettingError, change_hands, untouched
 from .transaction import VirtualTransaction

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from ...errors import SandboxError
+from ..lexer import Verb
 from .internals import (
     check_parameters,
     deliver_warning,
@@ -21,13 +22,12 @@ from .internals import (
     set_results,
     tagged_result,
 )
-from .lexer import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from ..lexer import Statement
     from .borrower import Borrower
-    from .lexer import Statement
 
     Steps = Generator[Any, Any, Any]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
+from ..lexer import Statement, Verb
 from .backend import REFRESH, SAVEPOINT, UNDO, Level
-from .lexer import Statement, Verb
 from .modes import Modes, transaction_modes
 from .script import RefusedError
 from .sessions import Session, assignment, config_calls, read

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from ..errors import PGMonkeyError
-from ..kept import Kept, KeptError, describe, new_name, remove, remove_old, writable_directory
-from ..secrets import redact_text
-from .servers import Reach
+from ...errors import PGMonkeyError
+from ...kept_databases import (
+    Kept,
+    KeptError,
+    describe,
+    new_name,
+    remove,
+    remove_old,
+    writable_directory,
+)
+from ...secrets import redact_text
+from ..servers.server import Reach
 
 if TYPE_CHECKING:
+    from ..options import Options
+    from ..servers.server import Server
     from .clones import CloneWorld
-    from .options import Options
-    from .servers import Server
 
 __all__ = ["Keeping", "KeptError", "engine_command", "reach"]
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import PGMonkeyError
-from .options import is_function
+from ...errors import PGMonkeyError
+from ..options import is_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -179,7 +179,7 @@ def _place_in(error: BaseException, function: Callable[[Any], Any]) -> str:
 def _run_file(conn: Any, path: Path) -> None:
     import psycopg
 
-    from .sandbox.lexer import statements
+    from ..lexer import statements
 
     try:
         text = _RESTRICT.sub("", path.read_text("utf-8-sig"))

@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PGMonkeyError
+from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

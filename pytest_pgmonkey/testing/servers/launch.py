@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .schema import resolve_steps
-from .servers import choose
-from .template import recipe_of
+from ..databases.recipe import recipe_of
+from ..databases.schema import resolve_steps
+from .server import choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from .options import Options
-    from .servers import Server
-    from .template import Recipe
-    from .workers import Worker
+    from ..databases.recipe import Recipe
+    from ..options import Options
+    from .embedded.workers import Worker
+    from .server import Server
 
 __all__ = ["Launch", "launch", "start_server"]
 
@@ -33,17 +33,17 @@ def start_server(
     choice = choose(options)
     if choice.binaries is None:
         return _contained(options, worker)
-    from .embedded import EmbeddedServer
+    from .embedded.server import EmbeddedServer
 
     if worker is None:
         return EmbeddedServer.start(choice.binaries, recipe=recipe)
-    from .workers import start_or_join
+    from .embedded.workers import start_or_join
 
     return start_or_join(choice.binaries, worker, recipe)
 
 
 def _contained(options: Options, worker: Worker | None) -> Server:
-    from .container import ContainerServer, start_or_join
+    from .container.server import ContainerServer, start_or_join
 
     if worker is None:
         return ContainerServer.start(options.image)
@@ -51,7 +51,7 @@ def _contained(options: Options, worker: Worker | None) -> Server:
 
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
-    from ..config import connection_spec, load_config
+    from ...config import connection_spec, load_config
     from .configured import ConfiguredServer
 
     config = load_config(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from ..errors import PGMonkeyError
-from .binaries import extension_directories, find_all
+from ...errors import PGMonkeyError
+from ..servers.embedded.binaries import extension_directories, find_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .servers import Server
+    from ..servers.server import Server
 
 __all__ = ["ExtensionError", "create_extensions"]
 

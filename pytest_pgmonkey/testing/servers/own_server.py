@@ -6,14 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from .servers import settings_of
+from .server import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg import Connection, sql
 
-    from .template import Recipe
+    from ..databases.recipe import Recipe
 
 __all__ = ["ADMIN", "ROLE", "OwnServer"]
 
@@ -89,7 +89,7 @@ class OwnServer(ABC):
 
     def rename_database(self, name: str, new_name: str) -> None:
         """Rename a database and end its sessions."""
-        from .databases import rename
+        from ..databases.renaming import rename
 
         with self._admin() as conn:
             rename(conn, name, new_name)
@@ -124,7 +124,7 @@ class OwnServer(ABC):
         import psycopg
         from psycopg import sql
 
-        from .databases import close_off
+        from ..databases.renaming import close_off
 
         partial = f"{recipe.name}_partial"
         self.create_database(partial)

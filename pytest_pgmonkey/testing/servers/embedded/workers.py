@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..server import ServerStartError
 from . import guardian
 from .directories import ON_WINDOWS, RUN, homes
-from .embedded import EmbeddedServer
-from .guarded import TakenError
-from .servers import ServerStartError
+from .guarded_process import TakenError
+from .server import EmbeddedServer
 
 if TYPE_CHECKING:
+    from ...databases.recipe import Recipe
     from .binaries import Binaries
-    from .template import Recipe
 
 __all__ = ["Worker", "end_run", "start_or_join", "worker_of"]
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ..caches import NAME, is_ours, own_cache_bases
-from ..errors import PGMonkeyError
+from ....caches import NAME, is_ours, own_cache_bases
+from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from .servers import ServerStartError
+from ..server import ServerStartError
 
 __all__ = ["ON_WINDOWS", "RUN", "choose_directories", "homes", "new_run"]
 
@@ -60,7 +60,7 @@ def _bases() -> list[Path]:
 
 
 def _is_usable(base: Path, uid: int | None) -> bool:
-    from .reach import may_enter
+    from .unprivileged import may_enter
 
     return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
 

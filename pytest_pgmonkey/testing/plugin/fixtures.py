@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .plugin import (
+from . import (
     begin,
     current_request,
     is_async,
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from ..handles import AsyncHandle, Handle
-    from ..manager import PGConnectionManager
-    from .database import Database
-    from .facade import PGMonkey
-    from .kit import Kit
-    from .servers import Server
+    from ...handles import AsyncHandle, Handle
+    from ...manager import PGConnectionManager
+    from ..fixture_value import PGMonkey
+    from ..kit import Kit
+    from ..prepared import Database
+    from ..servers.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def _pgmonkey_test(_pgmonkey_kit: Kit) -> Iterator[None]:
 @pytest.fixture
 def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
     """The test's database, rolled back: .normal, .pool, .async_, .async_pool, .execute(…)."""
-    from .facade import PGMonkey
+    from ..fixture_value import PGMonkey
 
     begin(_pgmonkey_kit)
     yield PGMonkey(_pgmonkey_kit)
@@ -136,7 +136,7 @@ def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 @pytest.fixture
 def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A handle; the test runs once per connection type of its own kind, sync or async."""
-    from .views import view
+    from ..other_kind import view
 
     begin(_pgmonkey_kit)
     with view(_pgmonkey_kit.handle(request.param), for_async=is_async(request.function)) as handle:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import PGMonkeyError
+from ...errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .binaries import Binaries
-    from .options import Options
-    from .template import Recipe
+    from ..databases.recipe import Recipe
+    from ..options import Options
+    from .embedded.binaries import Binaries
 
 __all__ = ["Choice", "Reach", "Server", "ServerStartError", "choose", "settings_of", "url_of"]
 
@@ -126,7 +126,7 @@ def choose(options: Options) -> Choice:
         return _container(options, given["source"])
     if options.source == "auto" and options.image is not None:
         return _container(options, given["image"])
-    from .binaries import BinariesNotFoundError, find_binaries
+    from .embedded.binaries import BinariesNotFoundError, find_binaries
 
     why = given.get("bindir") or given.get("source") or "no config given"
     try:
@@ -138,7 +138,7 @@ def choose(options: Options) -> Choice:
 
 
 def _last_resort(options: Options, missing: str) -> Choice:
-    from .container import engine_problem
+    from .container.server import engine_problem
 
     if problem := engine_problem():
         raise ServerStartError(
@@ -151,7 +151,7 @@ def _last_resort(options: Options, missing: str) -> Choice:
 
 
 def _container(options: Options, why: str) -> Choice:
-    from .container import DEFAULT_IMAGE
+    from .container.server import DEFAULT_IMAGE
 
     return Choice("container", why, name=options.image or DEFAULT_IMAGE)
 

@@ -7,21 +7,21 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, TypeVar
 
-from . import clusters, guardian
+from ..own_server import ADMIN, ROLE, OwnServer
+from ..server import Reach, ServerStartError
+from . import guardian, saved_clusters
 from .binaries import extension_versions
 from .directories import ON_WINDOWS, choose_directories
-from .guarded import GuardedProcess, read_log
-from .owned import ADMIN, ROLE, OwnServer
-from .reach import make_reachable, unprivileged_uid
-from .servers import Reach, ServerStartError
+from .guarded_process import GuardedProcess, read_log
+from .unprivileged import make_reachable, unprivileged_uid
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from ...databases.recipe import Recipe
     from .binaries import Binaries
-    from .template import Recipe
 
 __all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
 
@@ -117,7 +117,7 @@ class EmbeddedServer(OwnServer):
         return read_log(self.home)
 
     def reach(self, name: str) -> Reach:
-        from .keeping import KeptError, reach
+        from ...clones.keeping import KeptError, reach
 
         if self._password is not None:
             raise KeptError("a server that asks for a random password ends with the run")
@@ -146,7 +146,7 @@ class EmbeddedServer(OwnServer):
         """Make the data directory anew, and keep it for later runs."""
         self.run_initdb()
         if key := self._key():
-            self._keeping = clusters.keep(key, self.guarded.data)
+            self._keeping = saved_clusters.keep(key, self.guarded.data)
 
     def run_initdb(self) -> None:
         """Make the data directory with initdb."""
@@ -183,15 +183,15 @@ class EmbeddedServer(OwnServer):
             facts += [ROLE, recipe.digest]
         if recipe is not None and recipe.extensions:
             facts += extension_versions(self.binaries)
-        return clusters.key_of(facts)
+        return saved_clusters.key_of(facts)
 
     def _copy_kept(self, key: str) -> bool:
-        found = clusters.find(key) if key else None
+        found = saved_clusters.find(key) if key else None
         if found is None:
             return False
         if self.guarded.unpack(found):
             return True
-        clusters.discard(found)
+        saved_clusters.discard(found)
         return False
 
     def _start_kept(self, key: str) -> bool:
@@ -201,18 +201,18 @@ class EmbeddedServer(OwnServer):
         try:
             self.start_postmaster()
         except ServerStartError:
-            if found := clusters.find(key):
-                clusters.discard(found)
+            if found := saved_clusters.find(key):
+                saved_clusters.discard(found)
             return False
         return True
 
     def _keep_template(self, recipe: Recipe) -> None:
         """Keep the data directory, for which the server has to be down for a moment."""
-        if (key := self._key(recipe)) and clusters.can_keep():
+        if (key := self._key(recipe)) and saved_clusters.can_keep():
             self.guarded.halt("SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
                 self.finish_keeping()
-                self._keeping = clusters.keep(key, self.guarded.data)
+                self._keeping = saved_clusters.keep(key, self.guarded.data)
             self.start_postmaster()
 
     def _initdb(self, options: list[str]) -> int:

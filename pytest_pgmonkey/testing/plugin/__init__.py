@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
-from .. import sources
-from ..errors import PGMonkeyError
-from ..libpq import require_libpq
-from .interception import Interception, Phase
-from .options import (
+from ... import sources
+from ...errors import PGMonkeyError
+from ...libpq import require_libpq
+from ..interception import Interception, Phase
+from ..options import (
     ISOLATIONS,
     OPTIONS,
     TYPES,
@@ -35,11 +35,11 @@ from .options import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    from .database import Database
-    from .kit import Kit
-    from .workers import Worker
+    from ..kit import Kit
+    from ..prepared import Database
+    from ..servers.embedded.workers import Worker
 
-pytest_plugins = ["pytest_pgmonkey.testing.fixtures"]
+pytest_plugins = ["pytest_pgmonkey.testing.plugin.fixtures"]
 
 _OPTIONS: Final = pytest.StashKey[Options]()
 _INTERCEPTION: Final = pytest.StashKey[Interception]()
@@ -303,7 +303,7 @@ def kit_of(config: pytest.Config) -> Kit:
     kit = config.stash.get(_KIT, None)
     if kit is None:
         try:
-            from .kit import Kit
+            from ..kit import Kit
         except ImportError:
             require_libpq()
             raise
@@ -318,12 +318,12 @@ def kit_of(config: pytest.Config) -> Kit:
 
 def prepare(config: pytest.Config, steps: Any) -> Database:
     """Prepare the database of this process; the server starts while the kit is imported."""
-    from .schema import listed
+    from ..databases.schema import listed
 
     steps = listed(steps)
     if _KIT in config.stash:
         return kit_of(config).prepare(steps)
-    from .launch import launch
+    from ..servers.launch import launch
 
     launched = launch(config.stash[_OPTIONS], _worker(config), steps)
     try:
@@ -343,7 +343,7 @@ def _worker(config: pytest.Config) -> Worker | None:
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         return None
-    from .workers import worker_of
+    from ..servers.embedded.workers import worker_of
 
     return worker_of(workerinput)
 
@@ -383,7 +383,7 @@ def settle(kit: Kit) -> None:
     try:
         failures, refusals = kit.end()
     except Exception as error:
-        from .database import SpoiledError
+        from ..prepared import SpoiledError
 
         if isinstance(error, SpoiledError):
             kit.stop_run(f"pgmonkey: {error}")
@@ -471,7 +471,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(options: Options) -> str:
-    from .servers import choose
+    from ..servers.server import choose
 
     try:
         choice = choose(options)
@@ -513,15 +513,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of which run it is; called in the controller."""
-    from .directories import RUN, new_run
+    from ..servers.embedded.directories import RUN, new_run
 
     node.workerinput[RUN] = node.config.stash.setdefault(_RUN, new_run())
 
 
 def _end_run(name: str) -> None:
-    from .directories import homes
+    from ..servers.embedded.directories import homes
 
     if homes(name):
-        from .workers import end_run
+        from ..servers.embedded.workers import end_run
 
         end_run(name)

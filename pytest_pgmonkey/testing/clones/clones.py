@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from ..errors import PGMonkeyError
-from ..handles import make_handle
+from ...errors import PGMonkeyError
+from ...handles import make_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..config import ConnectionSpec
-    from ..handles import AsyncHandle, Handle
-    from .servers import Server
+    from ...config import ConnectionSpec
+    from ...handles import AsyncHandle, Handle
+    from ..servers.server import Server
 
 __all__ = ["CloneError", "CloneWorld", "Clones"]
 

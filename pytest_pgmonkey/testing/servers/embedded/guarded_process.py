@@ -12,8 +12,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from ..server import ServerStartError
 from . import guardian
-from .servers import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,9 +15,9 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ..caches import private_cache
+from ....caches import private_cache
 from .guardian import pack
-from .reach import locked
+from .unprivileged import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

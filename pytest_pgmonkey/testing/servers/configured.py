@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
-from ..errors import PGMonkeyError
-from ..judge import TLS_FILES
-from ..secrets import is_sensitive
-from .advisory import claim, exclusive, hold, release
-from .databases import rename
-from .shared_template import (
+from ...errors import PGMonkeyError
+from ...judge import TLS_FILES
+from ...secrets import is_sensitive
+from ..databases.advisory_locks import claim, exclusive, hold, release
+from ..databases.renaming import rename
+from ..databases.shared_templates import (
     SettingError,
     checksum,
     copy_settings,
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from ..config import ConnectionSpec
-    from .servers import Reach
-    from .template import Recipe
-    from .workers import Worker
+    from ...config import ConnectionSpec
+    from ..databases.recipe import Recipe
+    from .embedded.workers import Worker
+    from .server import Reach
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
@@ -128,7 +128,7 @@ class ConfiguredServer:
 
     def reach(self, name: str) -> Reach:
         """Tell how a database is reached, with what people may read of the file."""
-        from .keeping import reach
+        from ..clones.keeping import reach
 
         conninfo = self.conninfo(name)
         shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}

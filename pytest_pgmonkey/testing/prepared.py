@@ -9,9 +9,9 @@ import yaml
 from psycopg.conninfo import make_conninfo
 
 from ..errors import PGMonkeyError
-from .directories import choose_directories
-from .guarded import GuardedProcess
-from .servers import url_of
+from .servers.embedded.directories import choose_directories
+from .servers.embedded.guarded_process import GuardedProcess
+from .servers.server import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

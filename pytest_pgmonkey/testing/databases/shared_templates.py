@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
-from .advisory import claim
-from .databases import close_off
+from .advisory_locks import claim
+from .renaming import close_off
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from psycopg import Connection
 
-    from .template import Recipe
+    from .recipe import Recipe
 
 __all__ = [
     "SettingError",

@@ -65,7 +65,7 @@ class Watch:
             self._wait_for_run()
 
     def _wait_for_run(self) -> None:
-        from pytest_pgmonkey.testing.guardian import is_alive
+        from pytest_pgmonkey.testing.servers.embedded.guardian import is_alive
 
         while is_alive(self.run):
             time.sleep(PARENT_POLL)
@@ -75,7 +75,7 @@ class Watch:
         try:
             from testcontainers.core import docker_client  # noqa: F401 - it may be uninstalled
 
-            from pytest_pgmonkey.kept import names_in
+            from pytest_pgmonkey.kept_databases import names_in
         except ImportError:
             return
         names = names_in(self.made)

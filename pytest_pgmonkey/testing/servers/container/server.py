@@ -20,14 +20,14 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..kept import names_in
-from ..processes import identity, is_dead
-from ..secrets import redact_text
-from . import container_guardian
-from .directories import ON_WINDOWS
-from .embedded import THROWAWAY
-from .owned import ADMIN, ROLE, OwnServer
-from .servers import ServerStartError
+from ....kept_databases import names_in
+from ....processes import identity, is_dead
+from ....secrets import redact_text
+from ..embedded.directories import ON_WINDOWS
+from ..embedded.server import THROWAWAY
+from ..own_server import ADMIN, ROLE, OwnServer
+from ..server import ServerStartError
+from . import guardian
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from testcontainers.core.docker_client import DockerClient
 
-    from .servers import Reach
-    from .workers import Worker
+    from ..embedded.workers import Worker
+    from ..server import Reach
 
 __all__ = ["DEFAULT_IMAGE", "ContainerServer", "EngineError", "engine_problem", "start_or_join"]
 
@@ -179,7 +179,7 @@ class ContainerServer(OwnServer):
 
     def reach(self, name: str) -> Reach:
         """Tell how a database is reached: people know none of the passwords."""
-        from .keeping import engine_command, reach
+        from ...clones.keeping import engine_command, reach
 
         with _engine_errors(f"The container {self.name} of this run cannot be had"):
             labels = self._client.client.containers.get(self.name).labels
@@ -308,7 +308,7 @@ class ContainerServer(OwnServer):
             },
             tmpfs={_HOME: "", **dict.fromkeys(volumes, "")},
             labels={
-                container_guardian.ATTEMPT: self._attempt,
+                guardian.ATTEMPT: self._attempt,
                 OWNER: identity(self._worker.controller if self._worker else os.getpid()),
                 GUARDIAN: identity(self._watcher.pid) if self._watcher else "",
             },
@@ -398,7 +398,7 @@ class ContainerServer(OwnServer):
         from docker.errors import DockerException
 
         try:
-            container_guardian.remove(self._client.client.api, self._attempt)
+            guardian.remove(self._client.client.api, self._attempt)
         except (DockerException, OSError):
             return False
         return not self._undecided
@@ -408,7 +408,7 @@ class ContainerServer(OwnServer):
         api = self._client.client.api
         for found in api.containers(all=True, filters={"label": OWNER}):
             if all(is_dead(found["Labels"].get(label, "")) for label in (OWNER, GUARDIAN)):
-                container_guardian.remove_container(api, found["Id"])
+                guardian.remove_container(api, found["Id"])
 
 
 class _Patience:
@@ -551,7 +551,7 @@ class _Watcher:
     def __init__(self, attempt: str) -> None:
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            [*_ISOLATED, container_guardian.__file__, str(self._owner), attempt],
+            [*_ISOLATED, guardian.__file__, str(self._owner), attempt],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

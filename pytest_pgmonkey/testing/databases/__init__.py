@@ -1,0 +1,1 @@
+"""What is done to whole databases, by SQL alone: schemas, templates, locks; imports no servers."""

@@ -1,0 +1,1 @@
+"""Where the server of a test run comes from; `launch` alone knows all of its sources."""

@@ -1,0 +1,1 @@
+"""A private server from binaries of this machine, ended by a guardian outside of pytest."""
