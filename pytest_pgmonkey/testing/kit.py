@@ -18,7 +18,7 @@ from .databases.schema import load_schema, resolve_steps
 from .interception import Phase
 from .prepared import Database, KitError, SpoiledError
 from .sandbox import Sandbox
-from .sandbox.connections import SandboxConnection
+from .sandbox.psycopg_door.connections import SandboxConnection
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .databases.recipe import Recipe
     from .interception import Interception
     from .options import Options
-    from .sandbox.outer import Scope
+    from .sandbox.core.outer import Scope
     from .servers.embedded.workers import Worker
     from .servers.launch import Launch
     from .servers.server import Server

@@ -5,18 +5,18 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from .connections import AsyncSandboxConnection, SandboxConnection
-from .internals import Template
-from .lending import AsyncSandboxSource, SandboxSource
-from .outer import OuterTransaction
-from .places import caller
+from .core.outer import OuterTransaction
+from .core.places import caller
+from .psycopg_door.connections import AsyncSandboxConnection, SandboxConnection
+from .psycopg_door.internals import Template, check_psycopg
+from .psycopg_door.lending import AsyncSandboxSource, SandboxSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ...handles import AsyncHandle, Handle
-    from .backend import Backend
-    from .outer import Scope
+    from .core.backend import Backend
+    from .core.outer import Scope
 
 _NAMES_PER_CONNECTION: Final = 1_000_000
 _CLASSES: Final = (SandboxConnection, AsyncSandboxConnection)
@@ -26,6 +26,7 @@ class Sandbox(OuterTransaction):
     """Lends psycopg connections that lead into the test's transaction."""
 
     def __init__(self, conninfo: Mapping[str, str], wait_timeout: float = 5.0) -> None:
+        check_psycopg()
         super().__init__(conninfo, wait_timeout)
         self._template: tuple[Backend, Template] | None = None
         self._sources: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()

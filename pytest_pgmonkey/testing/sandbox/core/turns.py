@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
-from ...errors import SandboxError
+from ....errors import SandboxError
 from .waiting import Queue
 
 if TYPE_CHECKING:

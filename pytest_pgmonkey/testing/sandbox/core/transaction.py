@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
-from ..lexer import Statement, Verb
+from ...lexer import Statement, Verb
 from .backend import REFRESH, SAVEPOINT, UNDO, Level
 from .handover import read
 from .modes import Modes, transaction_modes

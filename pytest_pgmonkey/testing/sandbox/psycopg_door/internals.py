@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import AsyncConnection, Connection, pq
 
-from .support import unsupported
+from ..core.driver import unsupported
 
 try:
     from psycopg._connection_base import BaseConnection
     from psycopg._cursor_base import BaseCursor
     from psycopg._preparing import Prepare, PrepareManager
-    from psycopg.errors import error_from_result
-    from psycopg.generators import execute
     from psycopg.pq.misc import connection_summary
     from psycopg.transaction import BaseTransaction
 except ImportError as error:
@@ -29,7 +27,7 @@ except ImportError as error:
     raise unsupported([error.msg.partition(" (")[0]]) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -42,7 +40,7 @@ def _owner(cls: type[Any], name: str) -> Any:
 BasePipeline: Final = _owner(psycopg.Pipeline, "_sync_gen")
 ServerCursorMixin: Final = _owner(psycopg.ServerCursor, "_declare_gen")
 
-__all__ = ["BaseConnection", "check_psycopg", "connection_summary", "error_from_result", "execute"]
+__all__ = ["BaseConnection", "check_psycopg", "connection_summary"]
 
 STATEMENT: Final = "statement"
 DECLARE: Final = "declare"
@@ -292,12 +290,6 @@ class _Warning:
 def deliver_warning(conn: Any, sqlstate: str, message: str) -> None:
     """Warn a connection of what the server would warn it of."""
     deliver_notice(conn, _Warning(sqlstate, message))
-
-
-def set_notice_handler(pgconn: PGconn, handler: Callable[[PGresult], None]) -> None:
-    """Receive the notices of the shared session; notifications are never delivered."""
-    pgconn.notice_handler = handler
-    pgconn.notify_handler = None
 
 
 def has_prepared(conn: Any) -> bool:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from ...errors import SandboxError
-from ..lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
-from .backend import Level
+from ....errors import SandboxError
+from ...lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
+from ..core.backend import Level
+from ..core.refusals import RefusedError, no_block, no_two_phase
+from ..core.script import Script, discard_all
 from .internals import (
     CLOSE,
     CONTROL,
@@ -30,13 +32,11 @@ from .internals import (
     set_results,
     tagged_result,
 )
-from .refusals import RefusedError, no_block, no_two_phase
-from .script import Script, discard_all
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from .member import Member
+    from ..core.member import Member
 
     Steps = Generator[Any, Any, Any]
     Planned = tuple[str, Any, Any, Any]

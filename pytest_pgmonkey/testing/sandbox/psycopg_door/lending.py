@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from ...connecting import adrive, drive, hook_steps
+from ....connecting import adrive, drive, hook_steps
+from ..core.member import CLOSED
+from ..core.waiting import Queue
 from .connections import AsyncSandboxConnection, SandboxConnection
-from .member import CLOSED
-from .waiting import Queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from ...config import ConnectionSpec
-    from ...connecting import Steps
-    from ...handles import AsyncHandle, Handle
-    from .waiting import Waiter
+    from ....config import ConnectionSpec
+    from ....connecting import Steps
+    from ....handles import AsyncHandle, Handle
+    from ..core.waiting import Waiter
 
 logger = logging.getLogger("pytest_pgmonkey")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg.pq import ExecStatus
 
 from .backend import REFRESH, UNDO
-from .internals import error_from_result
+from .driver import error_from_result
 from .settings import UNKNOWN, Session, WrongSettingError, assignment, literal
 
 if TYPE_CHECKING:

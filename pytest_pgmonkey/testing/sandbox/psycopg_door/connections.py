@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
 
-from ...connecting import setting_overwritten, setting_refused
+from ....connecting import setting_overwritten, setting_refused
+from ..core.member import CLOSED
+from ..core.refusals import explain, no_notifies, no_two_phase
+from ..core.transaction import VirtualTransaction
 from .internals import (
     EXECUTE,
     BaseConnection,
@@ -26,17 +29,14 @@ from .internals import (
     has_prepared,
     register_control,
 )
-from .member import CLOSED
 from .operations import passes, plan, steps
-from .refusals import explain, no_notifies, no_two_phase
-from .transaction import VirtualTransaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
 
-    from ...config import ConnectionSpec
-    from .member import Member
-    from .settings import WrongSettingError
+    from ....config import ConnectionSpec
+    from ..core.member import Member
+    from ..core.settings import WrongSettingError
 
 _IDLE: Final = pq.TransactionStatus.IDLE
 _OK: Final = pq.ConnStatus.OK

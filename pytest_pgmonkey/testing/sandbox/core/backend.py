@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import psycopg
 from psycopg import pq
 
-from ...errors import SandboxError
-from .internals import error_from_result, execute, set_notice_handler
+from ....errors import SandboxError
+from .driver import error_from_result, execute
 from .turns import Turn
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class Backend:
         )
         self.pgconn: Final[PGconn] = self.root.pgconn
         self.backend_pid: Final = self.pgconn.backend_pid
-        set_notice_handler(self.pgconn, self._on_notice)
+        self.pgconn.notice_handler = self._on_notice
+        self.pgconn.notify_handler = None  # Notifications are never delivered.
         self.forked = False
         self.turn = Turn()
         self.members: dict[Any, None] = {}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
-from ..lexer import Verb
+from ...lexer import Verb
 from .refusals import no_block
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ..lexer import Statement
+    from ...lexer import Statement
     from .member import Member
 
     Steps = Generator[Any, Any, Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import psycopg
 from psycopg import pq
 
-from ..lexer import Verb
+from ...lexer import Verb
 from .backend import UNDO, Client, Level
 from .handover import change_hands
 from .settings import WrongSettingError, untouched
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
 
-    from ..lexer import Statement
+    from ...lexer import Statement
     from .backend import Backend
     from .places import Place
     from .turns import Turn

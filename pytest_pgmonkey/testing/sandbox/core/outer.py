@@ -11,7 +11,6 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from .backend import Backend
-from .internals import check_psycopg
 from .member import Member
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ class OuterTransaction:
     """
 
     def __init__(self, conninfo: Mapping[str, str], wait_timeout: float = 5.0) -> None:
-        check_psycopg()
         self.conninfo: Final = dict(conninfo)
         self.wait_timeout = wait_timeout
         self._backend: Backend | None = None

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from ...errors import SandboxError
-from ..lexer import Verb
+from ....errors import SandboxError
+from ...lexer import Verb
 
 if TYPE_CHECKING:
-    from ..lexer import Statement
+    from ...lexer import Statement
 
 _CLONE_ADVICE: Final = (
     "The test's transaction, which is rolled back at its end, is in the way: give this test "
