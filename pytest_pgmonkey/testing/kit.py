@@ -18,7 +18,7 @@ from .databases.schema import load_schema, resolve_steps
 from .interception import Phase
 from .prepared import Database, KitError, SpoiledError
 from .sandbox import Sandbox
-from .sandbox.internals import SandboxConnection
+from .sandbox.psycopg_door.connections import SandboxConnection
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .databases.recipe import Recipe
     from .interception import Interception
     from .options import Options
-    from .sandbox.sandbox import Scope
+    from .sandbox.core.outer import Scope
     from .servers.embedded.workers import Worker
     from .servers.launch import Launch
     from .servers.server import Server
@@ -85,7 +85,7 @@ class Kit:
         self._clones: Clones | None = None
         self._world: CloneWorld | None = None
         self._keeping: Keeping | None = None
-        self._shared: list[Scope] = []
+        self._shared: list[Scope[SandboxConnection]] = []
         self._depth = 0
         self._pid = os.getpid()
 

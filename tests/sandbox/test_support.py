@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 from psycopg._connection_base import BaseConnection
@@ -11,7 +12,11 @@ from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import PrepareManager
 
 from pytest_pgmonkey import SandboxError
-from pytest_pgmonkey.testing.sandbox import internals
+from pytest_pgmonkey.testing.sandbox.core import driver
+from pytest_pgmonkey.testing.sandbox.psycopg_door import internals
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def test_the_installed_release_is_supported() -> None:
@@ -44,15 +49,24 @@ def test_what_else_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "gone",
-    ["_connection_base", "_cursor_base", "_preparing", "generators", "pq.misc", "transaction"],
+    ("module", "gone"),
+    [
+        (driver, "generators"),
+        (internals, "_connection_base"),
+        (internals, "_cursor_base"),
+        (internals, "_preparing"),
+        (internals, "pq.misc"),
+        (internals, "transaction"),
+    ],
 )
-def test_a_module_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+def test_a_module_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, gone: str
+) -> None:
     """A release without a module that the sandbox needs is refused, and the module named."""
-    monkeypatch.delitem(sys.modules, internals.__name__)
+    monkeypatch.delitem(sys.modules, module.__name__)
     monkeypatch.setitem(sys.modules, f"psycopg.{gone}", None)
     with pytest.raises(SandboxError, match=rf"is not supported .*moved: .*psycopg\.{gone}"):
-        importlib.import_module(internals.__name__)
+        importlib.import_module(module.__name__)
 
 
 def test_a_name_that_a_module_has_lost_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

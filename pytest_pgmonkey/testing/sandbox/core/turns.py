@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
-from ...errors import SandboxError
+from ....errors import SandboxError
 from .waiting import Queue
 
 if TYPE_CHECKING:
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 class Holder(Protocol):
-    """What a turn needs to know of a borrower."""
+    """What a turn needs to know of a member."""
 
     thread: int
     task: asyncio.Task[object] | None
     yielding: bool
     """Between two statements of a transaction that has perhaps only read."""
-    open: bool
-    """In a virtual transaction."""
+
+    @property
+    def open(self) -> bool:
+        """In a virtual transaction."""
 
     @property
     def place(self) -> str:
@@ -31,7 +33,7 @@ class Holder(Protocol):
 
 
 class WaitRefusedError(SandboxError, psycopg.OperationalError):
-    """Waiting for another borrower's transaction cannot help, or took too long."""
+    """Waiting for another member's transaction cannot help, or took too long."""
 
 
 def current_task() -> asyncio.Task[object] | None:
@@ -44,7 +46,7 @@ def current_task() -> asyncio.Task[object] | None:
 class Turn(Queue):
     """The right to use the backend.
 
-    A borrower holds it during an operation and as long as its virtual transaction is open. One
+    A member holds it during an operation and as long as its virtual transaction is open. One
     whose transaction has perhaps only read (`yielding`) can be displaced: the new holder then
     asks the backend, and either goes on or gives the turn back.
     """
@@ -77,11 +79,11 @@ class Turn(Queue):
         else:
             self.leave(waiter.token)
 
-    def give_back(self, borrower: object) -> None:
+    def give_back(self, member: object) -> None:
         """Return the turn to the displaced holder: it has written, and keeps it to its end."""
         with self._mutex:
             displaced, self.displaced = self.displaced, None
-            if self.holder is not borrower:
+            if self.holder is not member:
                 return
             self.holder = displaced
             displaced.yielding = False
@@ -101,17 +103,17 @@ class Turn(Queue):
             displaced, self.displaced = self.displaced, None
             return displaced
 
-    def leave(self, borrower: object) -> None:
+    def leave(self, member: object) -> None:
         """End an operation or a transaction; the longest waiter gets the turn next."""
-        if self.holder is borrower:
+        if self.holder is member:
             with self._mutex:
                 self._pass_on()
 
-    def offer(self, borrower: object) -> None:
+    def offer(self, member: object) -> None:
         """End an operation inside a transaction that may be displaced."""
         if self._waiters:
             with self._mutex:
-                if self.holder is borrower:
+                if self.holder is member:
                     self._grant()
 
     def renewed(self) -> Turn:
@@ -126,21 +128,21 @@ class Turn(Queue):
         self.holder = None
         self._grant()
 
-    def wait(self, borrower: Holder, timeout: float) -> None:
+    def wait(self, member: Holder, timeout: float) -> None:
         """Block this thread until the turn is had; raises WaitRefusedError."""
-        self._refuse_deadlock(borrower, is_async=False)
-        if not self.block(borrower, timeout):
-            raise self._too_long(borrower, timeout)
+        self._refuse_deadlock(member, is_async=False)
+        if not self.block(member, timeout):
+            raise self._too_long(member, timeout)
 
-    async def wait_async(self, borrower: Holder, timeout: float) -> None:
+    async def wait_async(self, member: Holder, timeout: float) -> None:
         """Suspend this task until the turn is had; raises WaitRefusedError."""
-        self._refuse_deadlock(borrower, is_async=True)
-        if not await self.suspend(borrower, timeout):
-            raise self._too_long(borrower, timeout)
+        self._refuse_deadlock(member, is_async=True)
+        if not await self.suspend(member, timeout):
+            raise self._too_long(member, timeout)
 
-    def _refuse_deadlock(self, borrower: Holder, *, is_async: bool) -> None:
+    def _refuse_deadlock(self, member: Holder, *, is_async: bool) -> None:
         holder: Holder | None = self.holder
-        if holder is None or holder is borrower or holder.yielding:
+        if holder is None or holder is member or holder.yielding:
             return
         if holder.thread != threading.get_ident():
             return
@@ -148,16 +150,16 @@ class Turn(Queue):
         # code outside any task, further up on this thread's stack, waits for the loop to end.
         if not is_async or holder.task is None or holder.task is current_task():
             raise self._refusal(
-                f"the connection borrowed at {borrower.place} needs the test's transaction, which "
+                f"the connection borrowed at {member.place} needs the test's transaction, which "
                 f"the connection borrowed at {holder.place} holds with changes that are not "
                 f"committed; waiting here would never end. {_ADVICE}"
             )
 
-    def _too_long(self, borrower: Holder, timeout: float) -> WaitRefusedError:
+    def _too_long(self, member: Holder, timeout: float) -> WaitRefusedError:
         holder = self.holder
         by = holder.place if holder is not None else "another borrower"
         return self._refusal(
-            f"the connection borrowed at {borrower.place} waited {timeout:g} s for the one "
+            f"the connection borrowed at {member.place} waited {timeout:g} s for the one "
             f"borrowed at {by}, whose transaction is open with changes that are not committed. "
             f"{_ADVICE}"
         )

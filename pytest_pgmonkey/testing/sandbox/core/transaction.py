@@ -1,7 +1,7 @@
-"""The virtual transaction of a borrowed connection: what it sends in place of BEGIN and COMMIT.
+"""A virtual transaction: what is sent in place of a member's BEGIN, COMMIT and ROLLBACK.
 
-Everything that waits is a generator in psycopg's manner, driven alike by the sync and the async
-connection; everything else is decided at once. See docs/isolation.md for the rules.
+Everything that waits is a generator in psycopg's manner, to be driven by whatever door the member
+came through; everything else is decided at once. See docs/isolation.md for the rules.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
-from ..lexer import Statement, Verb
+from ...lexer import Statement, Verb
 from .backend import REFRESH, SAVEPOINT, UNDO, Level
+from .handover import read
 from .modes import Modes, transaction_modes
-from .script import RefusedError
-from .sessions import Session, assignment, config_calls, read
+from .refusals import RefusedError
+from .settings import Session, assignment, config_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from .backend import Backend
-    from .turns import Turn
 
     Steps = Generator[Any, Any, Any]
 
 _STATUS: Final = pq.TransactionStatus
-_IN_BLOCK: Final = (_STATUS.INTRANS, _STATUS.INERROR)
 _OPEN_CURSORS: Final = (
     b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE NOT is_holdable AND name <> ''"
 )
@@ -36,93 +35,90 @@ _UNGUARD: Final = b"RELEASE _pgmonkey_guard"
 
 
 class VirtualTransaction:
-    """What a borrower knows of its transaction, and how that begins and ends."""
+    """The transaction of one member: how it begins, what a statement does to it, how it ends."""
 
     __slots__ = (
         "_guarded",
-        "_in_section",
         "_local",
-        "_streaming",
-        "_suspended",
-        "_temporary",
-        "_unit",
+        "_queue",
         "_uses_cursors",
-        "_writes",
         "backend",
-        "busy",
         "current",
+        "has_modes",
         "modes",
         "open",
         "session",
-        "special",
-        "steady",
         "surely_reads",
-        "turn",
-        "yielding",
+        "suspended",
+        "temporary",
+        "unit",
+        "writes",
     )
 
     def __init__(self, backend: Backend, session: Session | None) -> None:
         self.backend = backend
-        self.turn: Turn = backend.turn
         self.session = session
+        """The member's session settings."""
         self.current = ""
         """The statement that ran last."""
         self.open = False
-        """In a virtual transaction."""
-        self.busy = False
-        """In an operation."""
-        self._suspended = False  # open, while another uses the backend
-        self._unit = False  # in the transaction of one autocommit statement
-        self._in_section = False  # in pipeline mode
-        self._streaming = False  # in the middle of a COPY or a stream
-        self._temporary: list[tuple[str, str]] = []
-        self._forget_transaction()
+        self.suspended = False
+        """Open, while another member uses the backend."""
+        self.unit = False
+        """In the transaction of one autocommit statement, or of a section."""
+        self.temporary: list[tuple[str, str]] = []
+        """Temporary tables with what a commit does to them."""
+        self._queue: Callable[[bytes], Steps] | None = None  # sends a command in a pipeline
+        self._forget()
 
-    def _forget_transaction(self) -> None:
-        self.yielding = False
-        """Between two statements of a transaction that has perhaps only read."""
-        self.steady = False
-        """Between two statements of a transaction that keeps the turn."""
+    def _forget(self) -> None:
         self.surely_reads = True
         """Nothing that was executed can have written."""
-        self.special = False
+        self.writes = False
+        """Something was executed that perhaps has."""
+        self.has_modes = False
         """It has modes of its own, which end with it."""
         self.modes = b""
         """The command that began it."""
-        self._writes = False
         self._guarded = False
         self._uses_cursors = False
         self._local: dict[str, str | None] | None = None  # what SET LOCAL has hidden
 
-    def real_command(self, command: bytes) -> Steps:
-        """Queue a command of ours in a pipeline."""
-        raise NotImplementedError
+    @property
+    def in_section(self) -> bool:
+        """In pipeline mode."""
+        return self._queue is not None
 
     def pin(self) -> None:
         """Keep the turn to the end of the transaction: its savepoints cannot be interleaved."""
-        self._writes = True
+        self.writes = True
         self.surely_reads = False
 
     # Statements
 
-    def _note(self, part: Statement) -> None:
-        self.current = part.text
+    def passing(self, text: str) -> None:
+        """See a statement that is about to run: every one passes here, by any door."""
+        self.current = text
+
+    def note(self, part: Statement) -> None:
+        """Take note of a statement that is about to run, and of whether it can have written."""
+        self.passing(part.text)
         if part.verb is not Verb.QUERY:
-            self._writes = True
+            self.writes = True
             self.surely_reads = False
         elif not part.read_only:
             self.surely_reads = False
 
     def before(self, part: Statement, params: Any) -> Steps:
         """Take note of a statement, and do what must be done before it."""
-        self._note(part)
+        self.note(part)
         backend, verb = self.backend, part.verb
         if part.advisory:
             backend.advisory = True
         if verb is Verb.DDL:
             backend.note_ddl()
             if part.temporary:
-                self._temporary.append(part.temporary)
+                self.temporary.append(part.temporary)
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
         elif verb is Verb.SAVEPOINT and part.words[0] == "SAVEPOINT":
@@ -133,9 +129,6 @@ class VirtualTransaction:
             yield from self._remember_local(list(part.settings))
         elif verb is Verb.SET:
             self._touch(part.settings or ("role",))  # RESET ALL: something of the session
-        elif verb in (Verb.DEALLOCATE, Verb.DISCARD):
-            # Its own connection forgets them, or does not, as psycopg's release has it.
-            backend.forget_prepared(but=self)
         elif verb is Verb.PREPARE:
             backend.prepared = True
         if part.sets_config:
@@ -162,12 +155,12 @@ class VirtualTransaction:
             backend.isolation = modes.isolation
         if modes.read_only is not None:
             yield from self.guard()
-        self.special = True
+        self.has_modes = True
 
     # Settings
 
     def _touch(self, names: tuple[str, ...]) -> None:
-        """Note that a statement sets something of the session, which is this borrower's alone."""
+        """Note that a statement sets something of the session, which is this member's alone."""
         if not names:
             return
         self.pin()
@@ -196,8 +189,8 @@ class VirtualTransaction:
         yield from self._remember_local([name for name, is_local in calls if is_local])
 
     def _default_modes(self) -> Steps:
-        """Find the modes that the borrower's session gives to transactions that name none."""
-        if self.session is None or not self.session.sets_modes or self._in_section:
+        """Find the modes that the member's session gives to transactions that name none."""
+        if self.session is None or not self.session.sets_modes or self.in_section:
             return Modes()
         isolation, read_only = yield from read(
             self.backend, ["default_transaction_isolation", "default_transaction_read_only"]
@@ -206,11 +199,11 @@ class VirtualTransaction:
 
     # Transactions
 
-    def _begin_unit(self) -> Steps:
+    def begin_unit(self) -> Steps:
         """Begin what ends with the statement: the transaction of an autocommit connection."""
         backend = self.backend
         if self.session is None and backend.level is Level.STANDING:
-            self._unit = True
+            self.unit = True
             return
         modes = yield from self._default_modes()
         if backend.is_fresh and not modes.read_only:
@@ -218,9 +211,9 @@ class VirtualTransaction:
         else:
             yield from backend.stand()
             if modes.read_only:
-                self.special = True
+                self.has_modes = True
                 yield from backend.run(b"SET TRANSACTION READ ONLY")
-        self._unit = True
+        self.unit = True
 
     def begin(self, command: bytes) -> Steps:
         """Begin the virtual transaction that psycopg or the user's SQL asks for."""
@@ -230,10 +223,10 @@ class VirtualTransaction:
         own = transaction_modes(command)
         modes = own.over((yield from self._default_modes()))
         self.modes = command
-        self.special = bool(modes.isolation or modes.read_only)
-        if backend.is_fresh and not modes.read_only and not self._in_section:
+        self.has_modes = bool(modes.isolation or modes.read_only)
+        if backend.is_fresh and not modes.read_only and not self.in_section:
             yield from backend.begin(command, modes.isolation)
-        elif self._in_section:
+        elif self.in_section:
             yield from self._begin_in_section(modes)
         else:
             yield from self._begin_standing(modes)
@@ -246,7 +239,7 @@ class VirtualTransaction:
         if modes.read_only is not None:
             yield from self.guard()
         if modes != Modes():
-            self.special = True
+            self.has_modes = True
             self.modes += b" " + command
         yield from self.backend.run(command)
 
@@ -264,7 +257,7 @@ class VirtualTransaction:
         wanted, backend = modes.isolation, self.backend
         if wanted in (b"", backend.isolation) or wanted == b"READ COMMITTED":
             return
-        if not backend.is_fresh and not self._in_section:
+        if not backend.is_fresh and not self.in_section:
             (current,) = yield from read(backend, ["transaction_isolation"])
             if current and current.upper().encode() == wanted:
                 return
@@ -276,54 +269,33 @@ class VirtualTransaction:
 
     def commit(self) -> Steps:
         """Commit the virtual transaction; after an error it is rolled back, as the server does."""
-        self._check_not_streaming()
         if not self.open:
             return None
-        if self._suspended:
-            self._close_transaction()
+        if self.suspended:
+            self.close()
             return None
-        if self._in_section:
+        if self.in_section:
             return (yield from self._commit_section())
         if self.backend.pgconn.transaction_status == _STATUS.INERROR:
             return (yield from self.rollback())
-        if not self.surely_reads or self.special:
-            yield from self._end_work()
-        self._post_commit()
+        if not self.surely_reads or self.has_modes:
+            yield from self.end_work()
+        self.post_commit()
         return None
 
-    def commit_at_once(self) -> bool:
-        """Commit where nothing need be asked of the server; gives whether that was so."""
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether a commit need not ask the server for anything."""
         backend = self.backend
-        if (
-            not self.steady
-            or backend.deferrable is None
+        return not (
+            backend.deferrable is None
             or backend.deferrable
             or self._uses_cursors
-            or self._temporary
+            or self.temporary
             or backend.pgconn.transaction_status != _STATUS.INTRANS
-        ):
-            return False
-        self.busy = True
-        self._post_commit()
-        self.turn.leave(self)
-        self.busy = False
-        return True
+        )
 
-    def rollback_at_once(self) -> bool:
-        """Roll back where the transaction is this borrower's turn; gives whether it was."""
-        if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
-            return False
-        self.busy = True
-        self._post_rollback()
-        self.turn.leave(self)
-        self.busy = False
-        return True
-
-    def _check_not_streaming(self) -> None:
-        if self._streaming:
-            raise psycopg.OperationalError("another command is already in progress")
-
-    def _post_commit(self) -> None:
+    def post_commit(self) -> None:
         backend = self.backend
         local = self._local
         restore = [assignment(name, local[name] or "") for name in local] if local else []
@@ -334,60 +306,59 @@ class VirtualTransaction:
                 backend.post(b"; ".join(commands))
         elif restore:
             backend.post(b"; ".join([b"RELEASE _pgmonkey", *restore, SAVEPOINT]))
-        elif not self.surely_reads or self.special:
+        elif not self.surely_reads or self.has_modes:
             backend.post(REFRESH)
-        self._close_transaction()
+        self.close()
 
     def rollback(self) -> Steps:
         """Roll the virtual transaction back, without waiting for the answer."""
-        self._check_not_streaming()
-        if self.open and self._in_section:
+        if self.open and self.in_section:
             yield from self._rollback_section()
         elif self.open:
-            self._post_rollback()
+            self.post_rollback()
         return None
 
-    def _post_rollback(self) -> None:
+    def post_rollback(self) -> None:
         backend = self.backend
-        if not self._suspended:
+        if not self.suspended:
             if backend.level is Level.DIRECT:
                 backend.undo_direct()
             else:
                 backend.post(UNDO)
-        self._close_transaction()
+        self.close()
 
-    def _close_transaction(self) -> None:
-        self.open = self._suspended = False
+    def close(self) -> None:
+        self.open = self.suspended = False
         # What follows in a section is again one unit, settled at its end.
-        self._unit = self._in_section
-        self._forget_transaction()
+        self.unit = self.in_section
+        self._forget()
 
-    def _end_unit(self, status: int) -> None:
-        self._unit = False
+    def end_unit(self, status: int) -> None:
+        self.unit = False
         if self.open:
             return
         if status == _STATUS.INERROR:
-            self._post_rollback()
+            self.post_rollback()
         else:
-            self._post_commit()
+            self.post_commit()
 
     # What a commit does
 
-    def _end_work(self) -> Steps:
+    def end_work(self) -> Steps:
         """Do what a real commit does before it is one: checks, cursors, temporary tables."""
         backend = self.backend
         try:
             yield from self._check_deferred()
         except psycopg.Error:
             if self.open:
-                self._post_rollback()
+                self.post_rollback()
             raise
         if self._uses_cursors:
             (result,) = yield from backend.run(_OPEN_CURSORS)
             names = [result.get_value(i, 0) or b"" for i in range(result.ntuples)]
             if names:
                 yield from backend.run(b"; ".join(b"CLOSE " + name for name in names))
-        if self._temporary:
+        if self.temporary:
             yield from self._clear_temporary()
 
     def _check_deferred(self) -> Steps:
@@ -404,58 +375,70 @@ class VirtualTransaction:
 
     def _clear_temporary(self) -> Steps:
         """Carry out ON COMMIT; a table may be gone, or never have come to be."""
-        columns = [f"to_regclass($$pg_temp.{name}$$)" for name, _ in self._temporary]
+        columns = [f"to_regclass($$pg_temp.{name}$$)" for name, _ in self.temporary]
         query = f"SELECT {', '.join(columns)}"
         (result,) = yield from self.backend.run(query.encode())
         found = [
-            table for i, table in enumerate(self._temporary) if result.get_value(0, i) is not None
+            table for i, table in enumerate(self.temporary) if result.get_value(0, i) is not None
         ]
         for name, action in found:
             verb = "DROP TABLE" if action == "DROP" else "TRUNCATE"
             yield from self.backend.run(f"{verb} pg_temp.{name}".encode())
-        self._temporary = [table for table in found if table[1] != "DROP"]
+        self.temporary = [table for table in found if table[1] != "DROP"]
 
     # Sections: pipeline mode, in which our own commands cannot be answered
 
-    def enter_section(self) -> Steps:
-        """Bring the backend to a state in which a pipeline needs none of our answers."""
+    def enter_section(self, queue: Callable[[bytes], Steps]) -> Steps:
+        """Bring the backend to a state in which a pipeline needs none of our answers.
+
+        `queue` sends a command of ours in the pipeline.
+        """
         if not self.open:
             yield from self.backend.stand()
-            self._unit = True
+            self.unit = True
         elif self.backend.in_transaction:
             yield from self.guard()
         self.pin()
-        self.steady = False
-        self._in_section = True
+        self._queue = queue
 
-    def begin_section(self, command: bytes) -> Steps:
-        """Enter a section of psycopg's own, in which a transaction begins anyway."""
+    def begin_section(self, command: bytes, queue: Callable[[bytes], Steps]) -> Steps:
+        """Enter a section of the driver's own, in which a transaction begins anyway."""
         yield from self.begin(command)
         self.pin()
-        self.steady = False
-        self._in_section = True
+        self._queue = queue
+
+    def leave_section(self, *, autocommit: bool) -> None:
+        """End a pipeline: its work is one unit."""
+        self._queue = None
+        failed = self.backend.pgconn.transaction_status == _STATUS.INERROR
+        if self.unit and failed and not autocommit:
+            self.open = True  # as on a connection of its own: aborted until it is rolled back
 
     def _begin_in_section(self, modes: Modes) -> Steps:
         yield from self._check_isolation(modes)
         if modes.read_only:
-            yield from self.real_command(b"SET TRANSACTION READ ONLY")
+            yield from self._in_pipeline(b"SET TRANSACTION READ ONLY")
 
     def _commit_section(self) -> Steps:
         if self.backend.level is Level.DIRECT:
             self.backend.level = Level.STANDING
             if self._guarded:
-                yield from self.real_command(_UNGUARD)
+                yield from self._in_pipeline(_UNGUARD)
         else:
-            yield from self.real_command(b"RELEASE _pgmonkey")
-        yield from self.real_command(SAVEPOINT)
-        self._close_transaction()
+            yield from self._in_pipeline(b"RELEASE _pgmonkey")
+        yield from self._in_pipeline(SAVEPOINT)
+        self.close()
 
     def _rollback_section(self) -> Steps:
         if self.backend.level is Level.DIRECT:
-            yield from self.real_command(b"ROLLBACK")
-            yield from self.real_command(b"BEGIN")
-            yield from self.real_command(SAVEPOINT)
+            yield from self._in_pipeline(b"ROLLBACK")
+            yield from self._in_pipeline(b"BEGIN")
+            yield from self._in_pipeline(SAVEPOINT)
             self.backend.level = Level.STANDING
         else:
-            yield from self.real_command(UNDO)
-        self._close_transaction()
+            yield from self._in_pipeline(UNDO)
+        self.close()
+
+    def _in_pipeline(self, command: bytes) -> Steps:
+        assert self._queue is not None
+        return (yield from self._queue(command))

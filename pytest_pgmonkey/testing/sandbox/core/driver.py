@@ -1,4 +1,4 @@
-"""What is said of a psycopg release that has moved what the sandbox relies on."""
+"""What the core uses of psycopg below its connections, and what is said where that has moved."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from ...errors import SandboxError
+from ....errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+__all__ = ["error_from_result", "execute", "unsupported"]
 
 
 def unsupported(moved: Iterable[str]) -> SandboxError:
@@ -19,3 +21,11 @@ def unsupported(moved: Iterable[str]) -> SandboxError:
         f"(moved: {', '.join(sorted(moved))}); install a psycopg release that its "
         "documentation names, or update pytest-pgmonkey."
     )
+
+
+try:
+    from psycopg.errors import error_from_result
+    from psycopg.generators import execute
+except ImportError as error:
+    # Without the path of the module, which is no help.
+    raise unsupported([error.msg.partition(" (")[0]]) from error

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from ...connecting import adrive, drive, hook_steps
-from .internals import AsyncSandboxConnection, SandboxConnection
-from .waiting import Queue
+from ....connecting import adrive, drive, hook_steps
+from ..core.member import CLOSED
+from ..core.waiting import Queue
+from .connections import AsyncSandboxConnection, SandboxConnection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from ...config import ConnectionSpec
-    from ...connecting import Steps
-    from ...handles import AsyncHandle, Handle
-    from .sandbox import Sandbox
-    from .waiting import Waiter
+    from ....config import ConnectionSpec
+    from ....connecting import Steps
+    from ....handles import AsyncHandle, Handle
+    from ..core.waiting import Waiter
 
 logger = logging.getLogger("pytest_pgmonkey")
 
@@ -105,11 +105,11 @@ class _Lender:
     applications use; `resize` and `check` have nothing to do here.
     """
 
-    def __init__(self, sandbox: Sandbox, handle: Handle | AsyncHandle) -> None:
+    def __init__(self, lend: Callable[..., Any], handle: Handle | AsyncHandle) -> None:
         spec = handle.spec
         connector = handle._connector
         self.spec: Final = spec
-        self._sandbox = sandbox
+        self._lend_connection = lend
         self._settings = _cached_settings(spec)
         self._hook = connector.hook
         self._autocommit = connector.autocommit
@@ -134,16 +134,15 @@ class _Lender:
 
     def _lend(self, cls: type[Any]) -> Any:
         self._requests += 1
-        conn = self._sandbox.lend(
+        conn = self._lend_connection(
             cls,
             self._settings,
             autocommit=self._autocommit,
             pool=self if self._pooled else None,
         )
-        if self._pooled:
-            conn._borrower.slots = self._slots
+        conn._slots = self._slots
         if self._settings:
-            conn._borrower.spec = self.spec
+            conn._spec = self.spec
         return conn
 
     def _check_open(self) -> None:
@@ -158,18 +157,18 @@ class _Lender:
         return PoolTimeout(f"couldn't get a connection after {timeout:.2f} sec")
 
     def _take_back(self, conn: Any) -> None:
-        borrower = conn._borrower
-        if not borrower.ended:
-            if self._pooled and borrower.status != TransactionStatus.IDLE:
+        member = conn._member
+        if not member.ended:
+            if self._pooled and member.status != TransactionStatus.IDLE:
                 logger.warning("rolling back returned connection: %s", conn)
-            borrower.close(conn)
-        slots, borrower.slots = borrower.slots, None
+            member.close(CLOSED)
+        slots, conn._slots = conn._slots, None
         if slots is not None:
             slots.free()
 
     def _reset_steps(self, conn: Any) -> Steps[None]:
         """Do what psycopg_pool does with a connection that comes back to a pool with `reset`."""
-        if not conn._borrower.ended:
+        if not conn._member.ended:
             try:
                 if conn.info.transaction_status != TransactionStatus.IDLE:
                     yield conn.rollback

@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 import weakref
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import psycopg
 from psycopg import pq
 
-from ...errors import SandboxError
-from .internals import (
-    Template,
-    deliver_notice,
-    error_from_result,
-    execute,
-    forget_prepared,
-    set_notice_handler,
-)
+from ....errors import SandboxError
+from .driver import error_from_result, execute
 from .turns import Turn
 
 if TYPE_CHECKING:
@@ -26,9 +19,8 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGconn, PGresult
 
-    from .borrower import Borrower
     from .places import Place
-    from .sessions import Session
+    from .settings import Session
 
     Steps = Generator[Any, Any, Any]
 
@@ -60,6 +52,29 @@ class EscapeError(SandboxError):
     """The outer transaction has ended although the test is still running."""
 
 
+class Client(Protocol):
+    """What uses the session through a door: a psycopg connection, for one."""
+
+    def deliver_notice(self, result: PGresult) -> None:
+        """Take a notice that one of its statements has caused."""
+
+    def forget_prepared(self) -> None:
+        """Forget prepared statements that the server no longer has."""
+
+
+class SessionUser(Protocol):
+    """A member, as its session knows it."""
+
+    steady: bool
+
+    @property
+    def client(self) -> Client | None:
+        """What uses it, `None` where that is gone."""
+
+    def bury(self) -> None:
+        """Roll back what it left open when it was dropped."""
+
+
 class Frame(NamedTuple):
     """What is rolled back at once: a test, or a wider scope as far as it goes by itself."""
 
@@ -70,7 +85,7 @@ class Frame(NamedTuple):
 
 
 class Backend:
-    """One PGconn shared by every connection that a test borrows.
+    """One PGconn shared by all members of a test.
 
     A command that needs no answer is posted: sent without waiting, and its answer collected
     before the next one. So a commit costs no round trip.
@@ -83,12 +98,12 @@ class Backend:
         )
         self.pgconn: Final[PGconn] = self.root.pgconn
         self.backend_pid: Final = self.pgconn.backend_pid
-        self.template = Template(self.pgconn)
-        set_notice_handler(self.pgconn, self._on_notice)
+        self.pgconn.notice_handler = self._on_notice
+        self.pgconn.notify_handler = None  # Notifications are never delivered.
         self.forked = False
         self.turn = Turn()
-        self.lent: dict[Borrower, None] = {}
-        self.abandoned: list[Borrower] = []
+        self.members: dict[Any, None] = {}
+        self.abandoned: list[SessionUser] = []
         # The current frame, and those around it.
         self.level = Level.NONE
         self.frames: list[Frame] = []
@@ -158,10 +173,10 @@ class Backend:
         return self.level is Level.NONE and not self.frames
 
     def _on_notice(self, result: PGresult) -> None:
-        holder = self.turn.holder
-        conn = holder.wrapper() if holder is not None else None
-        if conn is not None:
-            deliver_notice(conn, result)
+        holder: SessionUser | None = self.turn.holder
+        client = holder.client if holder is not None else None
+        if client is not None:
+            client.deliver_notice(result)
 
     # Commands of our own
 
@@ -205,7 +220,7 @@ class Backend:
         return results
 
     def run_blocking(self, command: bytes = b"") -> list[PGresult]:
-        """Collect what was posted, then run a command, from code outside any borrower."""
+        """Collect what was posted, then run a command, from code outside any member."""
         if getattr(self, "_awaiting", False):
             self.root.wait(self.collect())
         return self.root.wait(self.run(command)) if command else []
@@ -334,7 +349,7 @@ class Backend:
         """Ask the server to cancel what runs; the answer goes to whom it belongs."""
         self.pgconn.get_cancel().cancel()
 
-    def expel_waiters(self) -> list[Borrower]:
+    def expel_waiters(self) -> list[Any]:
         """Refuse those who wait for their turn, and give them."""
         waiting = self.turn.expel()
         if waiting:
@@ -347,7 +362,7 @@ class Backend:
             self.abandoned.pop().bury()
 
     def interrupt(self) -> None:
-        """End a COPY or a stream that its borrower left in the middle."""
+        """End a COPY or a stream that its member left in the middle."""
         pgconn = self.pgconn
         try:
             pgconn.get_cancel().cancel()
@@ -364,11 +379,10 @@ class Backend:
             return
 
     def forget_prepared(self, but: object = None) -> None:
-        """Let all borrowers but one forget prepared statements that the server no longer has."""
-        for borrower in self.lent:
-            conn = borrower.wrapper()
-            if conn is not None and borrower is not but:
-                forget_prepared(conn)
+        """Let all members but one forget prepared statements that the server no longer has."""
+        for member in self.members:
+            if member is not but and (client := member.client) is not None:
+                client.forget_prepared()
 
     def close(self) -> None:
         """End the session."""
@@ -381,8 +395,8 @@ _backends: weakref.WeakSet[Backend] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for backend in list(_backends):
         backend.forked = True
-        for borrower in list(backend.lent):
-            borrower.steady = False
+        for member in list(backend.members):
+            member.steady = False
 
 
 if hasattr(os, "register_at_fork"):

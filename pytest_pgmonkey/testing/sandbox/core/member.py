@@ -1,0 +1,394 @@
+"""A member of the test's transaction: whose turn it is, when it is ready, and how its loan ends.
+
+A member came through a door. It knows nothing of the door but its `Client`, which is what uses
+the member: a psycopg connection, for one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import psycopg
+from psycopg import pq
+
+from ...lexer import Verb
+from .backend import UNDO, Client, Level
+from .handover import change_hands
+from .settings import WrongSettingError, untouched
+from .transaction import VirtualTransaction
+from .turns import current_task
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Generator
+
+    from ...lexer import Statement
+    from .backend import Backend
+    from .places import Place
+    from .turns import Turn
+
+    Steps = Generator[Any, Any, Any]
+
+_STATUS: Final = pq.TransactionStatus
+_STATUSES: Final = tuple(sorted(_STATUS))
+_IN_BLOCK: Final = (_STATUS.INTRANS, _STATUS.INERROR)
+
+_XIDS: Final = (
+    b"SELECT count(*) FROM pg_catalog.pg_locks "
+    b"WHERE locktype = 'transactionid' AND pid = pg_catalog.pg_backend_pid()"
+)
+# A transactional message makes the current savepoint take a transaction id if it has none yet.
+_PROBE: Final = (
+    _XIDS + b"; SELECT pg_catalog.pg_logical_emit_message(true, 'pgmonkey', ''); " + _XIDS
+)
+
+
+class MemberClient(Client, Protocol):
+    """What a member asks of the one that uses it."""
+
+    @property
+    def has_prepared(self) -> bool:
+        """Whether its driver has prepared statements in the session."""
+
+    def mark_closed(self) -> None:
+        """Be closed from now on."""
+
+    def blame(self, wrong: WrongSettingError) -> Exception:
+        """Give the error of a setting that is wrong in the client's configuration."""
+
+
+class Member:
+    """One user of the shared backend: its turn, its operations, and its end."""
+
+    __slots__ = (
+        "_client",
+        "backend",
+        "busy",
+        "ended",
+        "is_scope",
+        "origin",
+        "returned",
+        "steady",
+        "streaming",
+        "task",
+        "thread",
+        "timeout",
+        "transaction",
+        "turn",
+        "yielding",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        origin: Place,
+        settings: tuple[tuple[str, str], ...] = (),
+        timeout: float = 5.0,
+    ) -> None:
+        self.backend = backend
+        self.turn: Turn = backend.turn
+        self.transaction = VirtualTransaction(backend, untouched(settings))
+        self.origin = origin
+        self.timeout = timeout
+        self._client: Callable[[], MemberClient | None] = _nobody
+        self.busy = False
+        """In an operation."""
+        self.streaming = False
+        """In the middle of a COPY or a stream."""
+        self.yielding = False
+        """Between two statements of a transaction that has perhaps only read."""
+        self.steady = False
+        """Between two statements of a transaction that keeps the turn."""
+        self.ended = ""
+        """Why every further operation is refused."""
+        self.returned = False
+        self.is_scope = False
+        self.thread = 0
+        self.task: asyncio.Task[object] | None = None
+
+    def serve(self, client: Callable[[], MemberClient | None]) -> None:
+        """Belong to a client, given as a weak reference: a lost connection must be collected."""
+        self._client = client
+
+    # What others ask
+
+    @property
+    def client(self) -> MemberClient | None:
+        """What uses this member, `None` where that is gone."""
+        return self._client()
+
+    @property
+    def place(self) -> str:
+        """Where it was borrowed, as `file:line`."""
+        return str(self.origin)
+
+    @property
+    def open(self) -> bool:
+        """In a virtual transaction."""
+        return self.transaction.open
+
+    @property
+    def status(self) -> pq.TransactionStatus:
+        """The transaction status that application code expects to see."""
+        if self.returned or self.backend.dead:
+            return _STATUS.UNKNOWN
+        if self.turn.holder is self and not self.backend.behind:
+            real: pq.TransactionStatus = _STATUSES[self.backend.pgconn.transaction_status]
+            if real == _STATUS.ACTIVE or self.transaction.open:
+                return real
+            return _STATUS.IDLE
+        return _STATUS.INTRANS if self.transaction.open else _STATUS.IDLE
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is open or running that a commit or a rollback would end."""
+        return not (self.ended or self.backend.forked) and self.status == _STATUS.IDLE
+
+    @property
+    def failed(self) -> bool:
+        """Whether its transaction is aborted, and waits for its end."""
+        return self.transaction.open and self.status == _STATUS.INERROR
+
+    @property
+    def owns_running_statement(self) -> bool:
+        """Whether a cancel request would reach a statement of this member."""
+        return not self.returned and self.turn.holder is self and not self.backend.behind
+
+    # The turn
+
+    def wait_for_turn(self) -> None:
+        """Block until the backend is this member's."""
+        self.turn.wait(self, self.timeout)
+
+    async def wait_for_turn_async(self) -> None:
+        """Wait in the running loop until the backend is this member's."""
+        await self.turn.wait_async(self, self.timeout)
+
+    def displace(self) -> Steps:
+        """Find whether the displaced holder has only read; gives whether the turn is ours."""
+        backend = self.backend
+        try:
+            wrote = yield from self._probe()
+        except BaseException:
+            self.turn.give_back(self)
+            raise
+        if wrote:
+            self.turn.give_back(self)
+            return False
+        if backend.level is Level.DIRECT:
+            backend.level = Level.BARE
+        displaced: Member | None = self.turn.keep_displaced()
+        if displaced is not None:
+            displaced.transaction.suspended = displaced.transaction.open
+        return True
+
+    def _probe(self) -> Steps:
+        """Find whether the open virtual transaction has a transaction id, so has written."""
+        backend = self.backend
+        if backend.behind:
+            yield from backend.collect()
+        if backend.level is Level.DIRECT:
+            results = yield from backend.run(_XIDS)
+            return results[0].get_value(0, 0) != b"0"
+        results = yield from backend.run(_PROBE)
+        wrote = results[0].get_value(0, 0) == results[2].get_value(0, 0)
+        if not wrote:
+            yield from backend.run(UNDO)
+        return wrote
+
+    # Operations: `start`, then perhaps `get_ready` and `before`, and `after` in any case
+
+    def start(self) -> None:
+        """Begin an operation: the turn is this member's."""
+        self.busy = True
+        self.thread = threading.get_ident()
+        self.task = current_task()
+
+    def get_ready(self) -> Steps:
+        """Bring the backend to where this member left it."""
+        backend, transaction = self.backend, self.transaction
+        if backend.behind:
+            yield from backend.collect()
+        if backend.settings_of is not transaction.session:
+            between = not transaction.open or transaction.suspended
+            try:
+                yield from change_hands(backend, transaction.session, between=between)
+            except WrongSettingError as wrong:
+                client = self.client
+                if client is None:
+                    raise
+                raise client.blame(wrong) from None
+        if transaction.suspended:
+            transaction.suspended = False
+            if transaction.open:
+                yield from backend.stand()
+
+    def before(self, part: Statement, params: Any) -> Steps:
+        """Take note of a statement, and do what must be done before it."""
+        if part.verb in (Verb.DEALLOCATE, Verb.DISCARD):
+            # Its own client forgets them, or does not, as its driver's release has it.
+            self.backend.forget_prepared(but=self)
+        yield from self.transaction.before(part, params)
+
+    def commit(self) -> Steps:
+        """Commit the virtual transaction."""
+        self._check_not_streaming()
+        return self.transaction.commit()
+
+    def rollback(self) -> Steps:
+        """Roll the virtual transaction back."""
+        self._check_not_streaming()
+        return self.transaction.rollback()
+
+    def _check_not_streaming(self) -> None:
+        if self.streaming:
+            raise psycopg.OperationalError("another command is already in progress")
+
+    def commit_at_once(self) -> bool:
+        """Commit where nothing need be asked of the server; gives whether that was so."""
+        if not self.steady or not self.transaction.commits_at_once:
+            return False
+        self.busy = True
+        self.transaction.post_commit()
+        self._release()
+        return True
+
+    def rollback_at_once(self) -> bool:
+        """Roll back where the transaction is this member's turn; gives whether it was."""
+        if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
+            return False
+        self.busy = True
+        self.transaction.post_rollback()
+        self._release()
+        return True
+
+    def _release(self) -> None:
+        self.steady = False
+        self.turn.leave(self)
+        self.busy = False
+
+    def after(self) -> None:
+        """Settle an operation: keep the turn, pass it on, and find out about escapes."""
+        try:
+            self._settle()
+        finally:
+            # Not before: the end of a test waits until nobody sends anything any more.
+            self.busy = False
+
+    def _settle(self) -> None:
+        backend, transaction = self.backend, self.transaction
+        if transaction.in_section:
+            self.steady = False
+            return
+        behind = backend.behind
+        status = backend.pgconn.transaction_status
+        if status == _STATUS.ACTIVE and not behind:
+            self.streaming = True
+            return
+        self.streaming = self.steady = self.yielding = False
+        if status == _STATUS.UNKNOWN:
+            transaction.close()
+            self.turn.leave(self)
+            return
+        if status == _STATUS.IDLE and not behind and backend.level is not Level.NONE:
+            self._escaped()
+        if transaction.unit:
+            transaction.end_unit(status)
+        if not transaction.open:
+            self.turn.leave(self)
+        elif transaction.writes or transaction.has_modes or status != _STATUS.INTRANS:
+            self.steady = not behind
+        else:
+            self.yielding = True
+            self.turn.offer(self)
+
+    def _escaped(self) -> None:
+        """Report that the outer transaction has ended: what the test did is committed for good."""
+        self.backend.level = Level.NONE
+        self.transaction.close()
+        self.transaction.unit = False
+        self.backend.note_escape(self.origin, self.transaction.current)
+
+    # The end of the loan
+
+    def close(self, because: str) -> None:
+        """Return the loan: roll back what is open, and let nobody use it again."""
+        if self.returned or (self.ended and self.ended != because):
+            return  # where the test has ended, its reset closes it
+        self.busy = True
+        try:
+            self._give_back(because)
+        finally:
+            self.busy = False
+
+    def _give_back(self, because: str) -> None:
+        backend, transaction = self.backend, self.transaction
+        backend.members.pop(self, None)
+        if transaction.current:
+            backend.last_place, backend.last_statement = self.origin, transaction.current
+        if transaction.open and self.turn.holder is self:
+            backend.check_escape()
+        self._abort()
+        session = transaction.session
+        if session is not None and session.names:
+            session.ended = True
+        client = self.client
+        if client is not None:
+            backend.prepared |= client.has_prepared
+            client.mark_closed()
+        self.ended = because
+        self.returned = True
+        self.steady = False
+        self.turn.leave(self)
+
+    def interrupt(self) -> None:
+        """End a COPY or a stream that was left in the middle."""
+        if self.streaming:
+            self.backend.interrupt()
+            self.streaming = False
+
+    def undone(self) -> None:
+        """Forget a transaction that was rolled back with the test around it."""
+        self.transaction.unit = False
+        self.transaction.close()
+        self.steady = self.yielding = False
+        self.turn.leave(self)
+
+    def end(self, because: str) -> None:
+        """Refuse every further operation."""
+        self.ended = self.ended or because
+        self.steady = False
+
+    def disown(self) -> None:
+        """Forget a backend that is no longer the test's."""
+        self.end(CLOSED)
+        self.returned = True
+
+    def abandon(self) -> None:
+        """Note that the client was dropped unclosed; called by the collector, so no I/O."""
+        self.ended = CLOSED
+        self.returned = True
+        self.backend.abandoned.append(self)
+
+    def bury(self) -> None:
+        """Roll back what an abandoned client left open."""
+        self.backend.members.pop(self, None)
+        self.backend.prepared = True  # perhaps
+        self._abort()
+        self.turn.leave(self)
+
+    def _abort(self) -> None:
+        """Roll back whatever is unfinished."""
+        self.interrupt()
+        if self.transaction.unit:
+            self.transaction.end_unit(_STATUS.INERROR)
+        elif self.transaction.open:
+            self.transaction.post_rollback()
+
+
+CLOSED: Final = "the connection is closed"
+
+
+def _nobody() -> MemberClient | None:
+    return None

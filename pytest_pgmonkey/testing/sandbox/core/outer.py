@@ -1,0 +1,271 @@
+"""The outer transaction of a test process: members join it, and it is undone test by test."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from .backend import Backend
+from .member import Member
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .places import Place
+
+logger = logging.getLogger("pytest_pgmonkey")
+
+_PATIENCE: Final = 2.0  # seconds for a statement that still runs when its test has ended
+_POLL: Final = 0.001
+_ENDED: Final = "the test that borrowed this connection has ended"
+_DIED: Final = "the server closed the test's connection while the test ran"
+
+
+class ScopeConnection(Protocol):
+    """The connection with which the data of a wider scope is made."""
+
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=ScopeConnection)
+
+
+class OuterTransaction:
+    """The transaction that is rolled back with a test, and the session in which it is.
+
+    `conninfo` are the libpq keywords of the database; `wait_timeout` is in seconds. Doors let
+    members join it, and know how their clients are served.
+    """
+
+    def __init__(self, conninfo: Mapping[str, str], wait_timeout: float = 5.0) -> None:
+        self.conninfo: Final = dict(conninfo)
+        self.wait_timeout = wait_timeout
+        self._backend: Backend | None = None
+        self._opening = threading.Lock()
+        self._scopes: list[Scope[Any]] = []
+        self._in_test = False
+        self._given_up: list[Backend] = []  # libpq's side must outlive who still waits on it
+        self.spoiled = False
+        """Whether something of a test was committed: the database must not be used again."""
+
+    def take_refusals(self) -> list[str]:
+        """Give, once, the waits that were refused: a thread of the application may hide them."""
+        if self._backend is None or not self._backend.turn.refusals:
+            return []
+        refusals, self._backend.turn.refusals = self._backend.turn.refusals, []
+        return refusals
+
+    @property
+    def backend(self) -> Backend:
+        """The live backend; opened at its first use in the process."""
+        backend = self._backend
+        if backend is None:
+            with self._opening:
+                if self._backend is None:
+                    self._backend = Backend(self.conninfo)
+                backend = self._backend
+        return backend
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a backend."""
+        return self._backend is not None
+
+    def connect(self, patience: float = 0.0) -> None:
+        """Open the backend now, so that a server that cannot be reached shows at once.
+
+        With patience one that recovers from a crash of its own is waited for.
+        """
+        deadline = time.monotonic() + patience
+        while self._backend is None:
+            try:
+                _ = self.backend
+            except psycopg.OperationalError as error:
+                # Nobody listens any more; else it is in the middle of starting again.
+                gone = "refused" in str(error) or "No such file" in str(error)
+                if gone or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL)
+
+    # Members
+
+    def join(self, origin: Place, settings: tuple[tuple[str, str], ...] = ()) -> Member:
+        """Give a new member, which was borrowed at a place and has these session settings."""
+        backend = self.backend
+        if not backend.members and not backend.is_begun and backend.has_died():
+            self._forget()
+            backend.close()
+            self.connect(_PATIENCE)
+            backend = self.backend
+        if backend.abandoned:
+            backend.bury()
+        member = Member(backend, origin, settings, self.wait_timeout)
+        backend.members[member] = None
+        return member
+
+    # Tests
+
+    def begin(self) -> None:
+        """Begin a test: the data of wider scopes is committed, as far as one can see.
+
+        Only needed where scopes are open; the first member of a test begins it otherwise.
+        """
+        if self._scopes and not self._in_test:
+            self._narrow()
+            self._in_test = True
+
+    def reset(self) -> list[str]:
+        """Undo what a test did and give what went wrong in it, as sentences for its report."""
+        backend = self._backend
+        if backend is None:
+            return []
+        problems = self._take_back(backend) if backend.members or backend.abandoned else []
+        if self._backend is not backend:
+            return problems
+        if backend.behind and not backend.dead:
+            self._collect(backend)
+        if backend.dead:
+            self._forget()
+            backend.close()
+            return problems or [_DIED]
+        if self._in_test:
+            for scope in self._scopes:
+                scope.member.interrupt()
+        backend.check_escape()
+        if backend.escaped is not None:
+            self.spoiled = True
+            self._forget()
+            backend.close()
+            return [*problems, str(backend.escaped)]
+        if self._in_test or not self._scopes:
+            backend.undo_frame()
+        if self._in_test:
+            self._in_test = False
+            backend.pop_frame()
+            for scope in self._scopes:
+                scope.member.undone()
+        return problems
+
+    @staticmethod
+    def _collect(backend: Backend) -> None:
+        try:
+            backend.run_blocking()
+        except psycopg.Error as error:
+            # Only where the outer transaction has ended: that is found next.
+            logger.debug("a command of the sandbox failed: %s", error)
+
+    def _take_back(self, backend: Backend) -> list[str]:
+        """Close what the test did not return; a statement still running is cancelled."""
+        backend.bury()
+        members = [each for each in backend.members if not each.is_scope]
+        for member in members:
+            member.end(_ENDED)
+        problems = [
+            f"the connection borrowed at {waiter.place} was still waiting for the test's "
+            "transaction when the test ended"
+            for waiter in backend.expel_waiters()
+        ]
+        holder: Member | None = backend.turn.holder
+        if holder is not None and holder.busy:
+            problems.append(
+                f"a statement on the connection borrowed at {holder.place} still ran when the "
+                "test ended; wait for your threads and tasks before the end of a test"
+            )
+            if not self._cancel(backend, holder):
+                self._give_up(backend)
+                return problems
+        for member in members:
+            if member.client is not None:
+                member.close(_ENDED)
+        return problems
+
+    @staticmethod
+    def _cancel(backend: Backend, holder: Member) -> bool:
+        """Cancel what another thread or task runs; gives whether it has ended."""
+        task = holder.task
+        if task is not None and not task.get_loop().is_running():
+            return False  # nobody would fetch the answer
+        deadline = time.monotonic() + _PATIENCE
+        while holder.busy and time.monotonic() < deadline:
+            if backend.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                backend.send_cancel()
+            time.sleep(_POLL)
+        return not holder.busy
+
+    def _give_up(self, backend: Backend) -> None:
+        """End a backend that somebody still uses, from another connection."""
+        for member in list(backend.members):
+            member.disown()
+        self._forget()
+        self._given_up.append(backend)
+        with psycopg.connect(**self.conninfo, autocommit=True) as conn:  # type: ignore[arg-type]
+            version = conn.info.server_version
+            wait = ", 2000" if version >= 140000 else ""
+            conn.execute(f"SELECT pg_terminate_backend(%s{wait})", [backend.backend_pid])
+
+    def _forget(self) -> None:
+        """Let the next test have a new backend; what the scopes had written is gone."""
+        self._backend = None
+        self._in_test = False
+        for scope in self._scopes:
+            scope.lost = True
+        self._scopes.clear()
+
+    # Wider scopes
+
+    def _add_scope(self, member: Member, connection: C) -> Scope[C]:
+        member.is_scope = True
+        scope = Scope(self, member, connection)
+        self._scopes.append(scope)
+        return scope
+
+    def _narrow(self) -> None:
+        """Commit the open transactions of the scopes and begin what can be undone by itself."""
+        for scope in reversed(self._scopes):
+            if scope.member.open:
+                scope.connection.commit()
+        self.backend.push_frame()
+
+    def _close_scope(self, scope: Scope[Any]) -> None:
+        while scope in self._scopes:
+            self._close_innermost(self._scopes.pop())
+
+    def _close_innermost(self, scope: Scope[Any]) -> None:
+        scope.lost = True
+        backend = scope.member.backend
+        scope.connection.close()
+        if backend.dead:
+            return
+        backend.undo_frame()
+        if self._scopes:
+            backend.pop_frame()
+
+    def close(self) -> None:
+        """End the session with the server."""
+        backend = self._backend
+        if backend is not None:
+            self._forget()
+            backend.close()
+        while self._given_up:
+            self._given_up.pop().close()
+
+
+class Scope(Generic[C]):
+    """Data shared by the tests of a module or a class, and a connection to make it with."""
+
+    def __init__(self, outer: OuterTransaction, member: Member, connection: C) -> None:
+        self.member: Final = member
+        self.connection: Final = connection
+        self.lost = False
+        """Whether its data is gone: it was closed, or the server ended the session."""
+        self._outer: Final = outer
+
+    def close(self) -> None:
+        """Roll the data back."""
+        self._outer._close_scope(self)

@@ -1,0 +1,53 @@
+"""What a rolled-back test cannot do, and what to do instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from ....errors import SandboxError
+from ...lexer import Verb
+
+if TYPE_CHECKING:
+    from ...lexer import Statement
+
+_CLONE_ADVICE: Final = (
+    "The test's transaction, which is rolled back at its end, is in the way: give this test "
+    'real transactions with @pytest.mark.pgmonkey(isolation="clone").'
+)
+_ADVISED: Final = frozenset({"25001", "2D000", "55P04"})
+
+
+class RefusedError(SandboxError, psycopg.NotSupportedError):
+    """A rolled-back test cannot do this; the message says what to do instead."""
+
+
+def explain(error: psycopg.Error) -> None:
+    """Add a line of advice where the surrounding transaction is what PostgreSQL objects to."""
+    if error.sqlstate in _ADVISED and error.args and _CLONE_ADVICE not in str(error.args[0]):
+        error.args = (f"{error.args[0]}\n{_CLONE_ADVICE}", *error.args[1:])
+
+
+def no_block(part: Statement) -> psycopg.Error:
+    """Give the server's error for a statement that only a transaction block can have."""
+    word = {"ROLLBACK": "ROLLBACK TO SAVEPOINT", "RELEASE": "RELEASE SAVEPOINT"}.get(
+        part.words[0], "DECLARE CURSOR" if part.verb is Verb.DECLARE else part.words[0]
+    )
+    return psycopg.errors.NoActiveSqlTransaction(f"{word} can only be used in transaction blocks")
+
+
+def no_two_phase() -> RefusedError:
+    """Refuse a two-phase commit."""
+    return RefusedError(
+        "two-phase commit would end the transaction that the test is rolled back with; "
+        'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+    )
+
+
+def no_notifies() -> RefusedError:
+    """Refuse to wait for notifications."""
+    return RefusedError(
+        "notifications are sent at a real commit, and a rolled-back test has none; "
+        'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+    )

@@ -1,0 +1,461 @@
+"""psycopg connections that lead into the test's transaction: the door for code on psycopg.
+
+psycopg's connections are thin wrappers over a `PGconn`, and each of their operations is a
+generator that passes `wait()`. The classes here lend one `PGconn` to many wrappers: `wait()`
+takes the turn, and the few methods that speak of transactions ask the member instead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
+
+from ....connecting import setting_overwritten, setting_refused
+from ..core.member import CLOSED
+from ..core.refusals import explain, no_notifies, no_two_phase
+from ..core.transaction import VirtualTransaction
+from .internals import (
+    EXECUTE,
+    BaseConnection,
+    connection_summary,
+    deliver_notice,
+    deliver_warning,
+    forget_prepared,
+    has_prepared,
+    register_control,
+)
+from .operations import passes, plan, steps
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator, Iterator
+
+    from ....config import ConnectionSpec
+    from ..core.member import Member
+    from ..core.settings import WrongSettingError
+
+_IDLE: Final = pq.TransactionStatus.IDLE
+_OK: Final = pq.ConnStatus.OK
+_IN_BLOCK: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
+
+class _VirtualInfo(psycopg.ConnectionInfo):
+    """A connection's info with the transaction status that its member sees."""
+
+    def __init__(self, conn: _Sandboxed) -> None:
+        super().__init__(conn.pgconn)
+        self._conn = conn
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        return self._conn._member.status
+
+    @property
+    def status(self) -> pq.ConnStatus:
+        return pq.ConnStatus.BAD if self._conn.closed else super().status
+
+
+class _VirtualPGconn:
+    """A PGconn for psycopg's transaction objects, which read statuses from it and nothing else."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: _Sandboxed) -> None:
+        self._conn = conn
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        return self._conn._member.status
+
+    @property
+    def status(self) -> int:
+        return pq.ConnStatus.BAD if self._conn.closed else self._conn.pgconn.status
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._conn.pgconn, name)
+
+
+class _Sandboxed(BaseConnection[Any]):
+    """What the two sandbox connections share: everything but the waiting."""
+
+    _member: Member
+    _spec: ConnectionSpec | None = None
+    _slots: Any = None  # what is to be freed when it comes back to its source
+
+    def __repr__(self) -> str:
+        shown = connection_summary(_VirtualPGconn(self))  # type: ignore[arg-type]
+        return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self.pgconn.status == pq.ConnStatus.BAD
+
+    @property
+    def broken(self) -> bool:
+        return not self._closed and self.pgconn.status == pq.ConnStatus.BAD
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        return _VirtualInfo(self)
+
+    def __del__(self, *_: Any) -> None:
+        member: Member | None = self.__dict__.get("_member")
+        if member is not None and not member.returned:
+            member.abandon()
+
+    def cancel(self) -> None:
+        if self._member.owns_running_statement:
+            super().cancel()
+
+    def _should_cancel(self) -> bool:
+        return self._member.owns_running_statement and super()._should_cancel()
+
+    def _check_connection_ok(self) -> None:
+        if self._closed:
+            raise psycopg.OperationalError(self._member.ended or CLOSED)
+        if self.pgconn.status != _OK:
+            super()._check_connection_ok()
+
+    def _check_tpc(self) -> None:
+        raise no_two_phase()
+
+    def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+        if self._member.status != _IDLE or self._num_transactions:
+            yield from super()._check_intrans_gen(attribute)
+
+    # psycopg looks at the real session, in which there is always a transaction.
+
+    def _commit_gen(self) -> Generator[Any, Any, None]:
+        if self._num_transactions or self._member.status != _IDLE:
+            yield from super()._commit_gen()
+
+    def _rollback_gen(self) -> Generator[Any, Any, None]:
+        if self._num_transactions or self._pipeline or self._member.status != _IDLE:
+            yield from super()._rollback_gen()
+
+    def _start_query(self) -> Generator[Any, Any, None]:
+        self._check_connection_ok()
+        if self._autocommit or self._member.transaction.open:
+            return
+        yield from self._exec_command(self._get_tx_start_command())
+
+    def _exec_command(
+        self, command: Any, result_format: pq.Format = pq.Format.TEXT
+    ) -> Generator[Any, Any, Any]:
+        # Only psycopg's own code sends bytes here; users' SQL goes through cursors.
+        if type(command) is bytes:
+            self._check_connection_ok()
+            member = self._member
+            if command in (b"COMMIT", b"ROLLBACK") and member.status == _IDLE:
+                # Only a `transaction()` block sends them where SQL has already ended it.
+                deliver_warning(self, "25P01", "there is no transaction in progress")
+            if command == b"COMMIT":
+                return (yield from member.commit())
+            if command == b"ROLLBACK":
+                return (yield from member.rollback())
+            if command.startswith(b"BEGIN"):
+                return (yield from member.transaction.begin(command))
+            member.transaction.pin()
+            if command.startswith(b"SAVEPOINT") and not self._pipeline:
+                guarded = member.transaction.guarding(command)
+                return (yield from member.backend.run(guarded))[-1]
+        return (yield from super()._exec_command(command, result_format))
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to end, so that nobody need be waited for."""
+        member = self._member
+        if member.transaction.open or self._num_transactions or self._pipeline:
+            return False
+        return not self.closed and member.is_idle
+
+    def _ends_at_once(self) -> bool:
+        """Whether psycopg has nothing to do at the end of a transaction but to send it."""
+        return not (self._num_transactions or self._pipeline or self._prepared._names)
+
+    def begin_command(self) -> bytes:
+        """Give the BEGIN with the modes that are set on the connection."""
+        return self._get_tx_start_command()
+
+    # What its member asks
+
+    @property
+    def has_prepared(self) -> bool:
+        """Whether psycopg has prepared statements for the connection."""
+        return has_prepared(self)
+
+    def forget_prepared(self) -> None:
+        """Forget prepared statements that the server no longer has."""
+        forget_prepared(self)
+
+    def deliver_notice(self, result: Any) -> None:
+        """Hand out a server notice that one of its statements has caused."""
+        deliver_notice(self, result)
+
+    def mark_closed(self) -> None:
+        """Let psycopg see the connection as closed by its user."""
+        self._closed = True
+
+    def blame(self, wrong: WrongSettingError) -> Exception:
+        """Give the error that production gives where it applies the settings of a file."""
+        spec, error = self._spec, wrong.error
+        session = self._member.transaction.session
+        assert spec is not None
+        assert session is not None
+        # In front of its section's stand those that psycopg sends when it connects.
+        index = wrong.index - (len(session.given) - len(spec.settings))
+        if error is None:
+            return setting_overwritten(spec, session.given[wrong.index][0])
+        if index < 0:
+            return error
+        return setting_refused(spec, spec.settings[index][0], error) or error
+
+    # Sections
+
+    def _enter_section(self) -> Generator[Any, Any, None]:
+        return self._member.transaction.enter_section(partial(_queue, weakref.ref(self)))
+
+    def _enter_own_section(self) -> Generator[Any, Any, None]:
+        if self._autocommit:
+            return self._enter_section()
+        queue = partial(_queue, weakref.ref(self))
+        return self._member.transaction.begin_section(self._get_tx_start_command(), queue)
+
+    def _leave_section(self) -> None:
+        member = self._member
+        member.transaction.leave_section(autocommit=self._autocommit)
+        member.after()
+
+    def real_command(self, command: bytes) -> Generator[Any, Any, Any]:
+        """Send a command of our own: queued in pipeline mode, answered otherwise."""
+        return super()._exec_command(command)
+
+    def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
+        # DEALLOCATE ALL would take the other members' prepared statements with it. Ours have
+        # names that nobody else uses, and go at the end of the test.
+        if name is not None:
+            yield from super()._deallocate(name)
+
+    def _virtual_transaction(self, transaction: Any) -> Any:
+        transaction.pgconn = _VirtualPGconn(self)
+        return transaction
+
+
+class SandboxConnection(_Sandboxed, Connection[Any]):
+    """A psycopg `Connection` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        member = self._member
+        if (
+            member.steady
+            and getattr(gen, "gi_code", None) is EXECUTE
+            and passes(member, gen.gi_frame.f_locals["query"])
+        ):
+            # The shortest way, taken by nearly every statement of a transaction that has written.
+            try:
+                return super().wait(gen, *args, **kwargs)
+            except psycopg.Error as error:
+                explain(error)
+                raise
+            finally:
+                member.busy = False
+                if self.pgconn.transaction_status not in _IN_BLOCK:
+                    member.after()
+        planned = plan(member, gen)
+        if planned is None:
+            return super().wait(gen, *args, **kwargs)
+        if not member.turn.take(member) or member.turn.displaced is not None:
+            self._wait_for_turn()
+        try:
+            return super().wait(steps(member, self, planned), *args, **kwargs)
+        except psycopg.Error as error:
+            explain(error)
+            raise
+        finally:
+            member.after()
+
+    def commit(self) -> None:
+        with self.lock:
+            if self._is_idle() or (self._ends_at_once() and self._member.commit_at_once()):
+                return
+            self.wait(self._commit_gen())
+
+    def rollback(self) -> None:
+        with self.lock:
+            if self._is_idle() or (self._ends_at_once() and self._member.rollback_at_once()):
+                return
+            self.wait(self._rollback_gen())
+
+    def _wait_for_turn(self) -> None:
+        member = self._member
+        member.backend.bury()
+        while True:
+            if member.turn.holder is not member:
+                member.wait_for_turn()
+            if member.turn.displaced is None or super().wait(member.displace()):
+                return
+
+    def close(self) -> None:
+        pool: Any = getattr(self, "_pool", None)
+        if pool is not None and pool.close_returns and not self.closed:
+            pool.putconn(self)
+        else:
+            self._member.close(CLOSED)
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[Transaction]:
+        tx = self._virtual_transaction(Transaction(self, savepoint_name, force_rollback))
+        if self._pipeline:
+            with self.pipeline(), tx, self.pipeline():
+                yield tx
+        else:
+            with tx:
+                yield tx
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        outermost = self._pipeline is None
+        if outermost:
+            with self.lock:
+                self.wait(self._enter_section())
+        try:
+            with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            if outermost:
+                self._leave_section()
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[Any]:
+        self.wait(self._enter_own_section())
+        try:
+            with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        finally:
+            self._leave_section()
+
+    def notifies(self, **_kwargs: Any) -> Any:
+        raise no_notifies()
+
+
+class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
+    """A psycopg `AsyncConnection` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        member = self._member
+        if (
+            member.steady
+            and getattr(gen, "gi_code", None) is EXECUTE
+            and passes(member, gen.gi_frame.f_locals["query"])
+        ):
+            # The shortest way, taken by nearly every statement of a transaction that has written.
+            try:
+                return await super().wait(gen, *args, **kwargs)
+            except psycopg.Error as error:
+                explain(error)
+                raise
+            finally:
+                member.busy = False
+                if self.pgconn.transaction_status not in _IN_BLOCK:
+                    member.after()
+        planned = plan(member, gen)
+        if planned is None:
+            return await super().wait(gen, *args, **kwargs)
+        if not member.turn.take(member) or member.turn.displaced is not None:
+            await self._wait_for_turn()
+        try:
+            return await super().wait(steps(member, self, planned), *args, **kwargs)
+        except psycopg.Error as error:
+            explain(error)
+            raise
+        finally:
+            member.after()
+
+    async def commit(self) -> None:
+        async with self.lock:
+            if self._is_idle() or (self._ends_at_once() and self._member.commit_at_once()):
+                return
+            await self.wait(self._commit_gen())
+
+    async def rollback(self) -> None:
+        async with self.lock:
+            if self._is_idle() or (self._ends_at_once() and self._member.rollback_at_once()):
+                return
+            await self.wait(self._rollback_gen())
+
+    async def _wait_for_turn(self) -> None:
+        member = self._member
+        member.backend.bury()
+        while True:
+            if member.turn.holder is not member:
+                await member.wait_for_turn_async()
+            if member.turn.displaced is None or await super().wait(member.displace()):
+                return
+
+    async def close(self) -> None:
+        pool: Any = getattr(self, "_pool", None)
+        if pool is not None and pool.close_returns and not self.closed:
+            await pool.putconn(self)
+        else:
+            self._member.close(CLOSED)
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        tx = self._virtual_transaction(AsyncTransaction(self, savepoint_name, force_rollback))
+        if self._pipeline:
+            async with self.pipeline(), tx, self.pipeline():
+                yield tx
+        else:
+            async with tx:
+                yield tx
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        outermost = self._pipeline is None
+        if outermost:
+            async with self.lock:
+                await self.wait(self._enter_section())
+        try:
+            async with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            if outermost:
+                self._leave_section()
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[Any]:
+        await self.wait(self._enter_own_section())
+        try:
+            async with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        finally:
+            self._leave_section()
+
+    def notifies(self, **_kwargs: Any) -> Any:
+        raise no_notifies()
+
+
+def _queue(conn: weakref.ref[_Sandboxed], command: bytes) -> Generator[Any, Any, Any]:
+    # Weak: its own pipeline must not keep a connection from being collected.
+    sender: Any = conn()
+    return (yield from sender.real_command(command))
+
+
+for _operation in (
+    _Sandboxed._commit_gen,
+    _Sandboxed._rollback_gen,
+    VirtualTransaction.enter_section,
+    VirtualTransaction.begin_section,
+):
+    register_control(_operation)

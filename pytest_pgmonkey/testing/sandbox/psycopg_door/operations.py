@@ -1,0 +1,319 @@
+"""psycopg's operations on a member's connection: what runs as it is, and what runs in its place.
+
+Each operation of psycopg is a generator that passes `wait()`. `plan` judges it before it has the
+turn, `steps` gives the generator to run: psycopg's own, or the same with our commands around it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from ....errors import SandboxError
+from ...lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
+from ..core.backend import Level
+from ..core.refusals import RefusedError, no_block, no_two_phase
+from ..core.script import Script, discard_all
+from .internals import (
+    CLOSE,
+    CONTROL,
+    DECLARE,
+    LOCAL,
+    STATEMENT,
+    check_parameters,
+    deliver_warning,
+    holds,
+    is_execute,
+    is_extended,
+    note_results,
+    read_operation,
+    set_results,
+    tagged_result,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from ..core.member import Member
+
+    Steps = Generator[Any, Any, Any]
+    Planned = tuple[str, Any, Any, Any]
+
+_CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
+_ONLY_IN_BLOCKS: Final = {
+    Verb.SET_LOCAL: "SET LOCAL",
+    Verb.SET_TRANSACTION: "SET TRANSACTION",
+    Verb.SET_CONSTRAINTS: "SET CONSTRAINTS",
+}
+_BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
+
+
+def passes(member: Member, query: Any) -> bool:
+    """Whether a statement can go as it is, in a transaction that keeps the turn anyway."""
+    if type(query) is not str or (part := plain_statement(query)) is None:
+        return False
+    member.start()
+    member.transaction.passing(part.text)
+    return True
+
+
+def plan(member: Member, gen: Any) -> Planned | None:
+    """Judge an operation before it runs; `None` if it does not touch the backend."""
+    if member.backend.forked:
+        gen.close()
+        raise SandboxError(
+            "a forked process cannot use the test's connection; let it open its own, "
+            'in a test with @pytest.mark.pgmonkey(isolation="clone")'
+        )
+    if member.ended:
+        gen.close()
+        raise psycopg.OperationalError(member.ended)
+    kind, sql, obj = read_operation(gen)
+    if kind is LOCAL:
+        return None
+    return kind, sql, obj, gen
+
+
+def steps(member: Member, conn: Any, planned: Planned) -> Steps:
+    """Give the generator to run for an operation that has the turn."""
+    gen: Steps
+    kind, sql, obj, gen = planned
+    member.start()
+    transaction = member.transaction
+    if member.streaming:
+        return _stream_on(member, gen) if transaction.unit and not transaction.surely_reads else gen
+    parts = statements(_text(sql, conn)) if kind is STATEMENT else ()
+    if transaction.in_section:
+        _check_section(member, parts)
+        return gen
+    if len(parts) == 1 and parts[0].plain and not obj.closed:
+        shortcut = _shortcut(member, conn, gen)
+        if shortcut is not None:
+            transaction.note(parts[0])
+            return shortcut
+    if kind is DECLARE:
+        kind, parts = STATEMENT, DECLARATIONS[holds(obj)]
+    return _with_ours(member, conn, kind, parts, obj, gen)
+
+
+def _shortcut(member: Member, conn: Any, gen: Steps) -> Steps | None:
+    """Give what runs a plain statement where there is little or nothing to do before it."""
+    backend, transaction = member.backend, member.transaction
+    session = transaction.session
+    if transaction.suspended or backend.settings_of is not session:
+        return None
+    if not transaction.open:
+        if session is not None and session.sets_modes:
+            return None
+        if conn.autocommit:
+            # A commit that does more than end it would have to ask the server.
+            if (
+                backend.level is not Level.STANDING
+                or backend.deferrable != []
+                or transaction.temporary
+            ):
+                return None
+            transaction.unit = True
+        elif conn.begin_command() != b"BEGIN":
+            return None
+        elif backend.is_fresh:
+            return _begin_outer(member, gen)
+        elif backend.level is Level.STANDING:
+            transaction.modes, transaction.open = b"BEGIN", True
+        else:
+            return None
+    return _after_collecting(member, gen) if backend.behind else gen
+
+
+def _begin_outer(member: Member, gen: Steps) -> Steps:
+    backend, transaction = member.backend, member.transaction
+    if backend.behind:
+        yield from backend.collect()
+    yield from backend.begin(b"BEGIN", b"")
+    transaction.modes, transaction.open = b"BEGIN", True
+    return (yield from gen)
+
+
+def _after_collecting(member: Member, gen: Steps) -> Steps:
+    yield from member.backend.collect()
+    return (yield from gen)
+
+
+def _with_ours(
+    member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], obj: Any, gen: Any
+) -> Steps:
+    """Run an operation with our commands before and after it, or something in its place."""
+    yield from member.get_ready()
+    transaction = member.transaction
+    if kind is CONTROL:
+        return (yield from gen)
+    if kind is CLOSE and not transaction.open and not holds(obj):
+        gen.close()
+        return None
+    if len(parts) == 1 and parts[0].plain:
+        if not transaction.open and conn.autocommit:
+            yield from transaction.begin_unit()
+        transaction.note(parts[0])
+    elif (instead := _replacement(member, conn, parts, obj, gen)) is not None:
+        return (yield from instead)
+    else:
+        yield from _prepare(member, conn, kind, parts, gen)
+    return (yield from _stream_on(member, gen))
+
+
+def _replacement(
+    member: Member, conn: Any, parts: tuple[Statement, ...], obj: Any, gen: Any
+) -> Steps | None:
+    """Give what is to run in place of an operation, if anything."""
+    if _is_script(member, conn, parts):
+        return _run_script(member, conn, obj, parts, gen)
+    if _discards_all(member, conn, parts):
+        gen.close()
+        return _discard_all(member, conn, obj)
+    if parts and obj.closed:
+        return gen  # type: ignore[no-any-return] # which raises, in front of any BEGIN
+    _refuse_outside(member, conn, parts)
+    return None
+
+
+def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], gen: Any) -> Steps:
+    """Begin what an operation needs, and run what comes before it."""
+    transaction = member.transaction
+    if not transaction.open:
+        if conn.autocommit or kind is not STATEMENT:
+            yield from transaction.begin_unit()
+            if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
+                message = f"{name} can only be used in transaction blocks"
+                deliver_warning(conn, "25P01", message)
+        else:
+            # Our own commands come first, and must not be before the transaction.
+            yield from transaction.begin(conn.begin_command())
+    params = gen.gi_frame.f_locals.get("params") if parts else None
+    for part in parts:
+        yield from member.before(part, params)
+
+
+def _stream_on(member: Member, gen: Any) -> Steps:
+    """Run an operation, and what a commit does where it ends an autocommit statement."""
+    result = yield from gen
+    transaction = member.transaction
+    # Neither in the middle of a stream nor after an error that psycopg keeps to itself.
+    if transaction.unit and not transaction.surely_reads and member.backend.in_transaction:
+        yield from transaction.end_work()
+    return result
+
+
+def _is_script(member: Member, conn: Any, parts: tuple[Statement, ...]) -> bool:
+    """Whether the statements must be run one by one, for what they do to transactions."""
+    if any(part.verb in _CONTROL_VERBS for part in parts):
+        return True
+    implicit = len(parts) > 1 and conn.autocommit and not member.transaction.open
+    return implicit and any(part.verb in _BLOCK_VERBS for part in parts)
+
+
+def _discards_all(member: Member, conn: Any, parts: tuple[Statement, ...]) -> bool:
+    # Inside a transaction PostgreSQL refuses it, here as everywhere.
+    return (
+        len(parts) == 1
+        and parts[0].words == ("DISCARD", "ALL")
+        and conn.autocommit
+        and not member.transaction.open
+    )
+
+
+def _refuse_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> None:
+    """Refuse, as the server would, what needs a transaction block where there is none."""
+    if member.transaction.open or not conn.autocommit or len(parts) != 1:
+        return
+    (part,) = parts
+    if part.verb is Verb.SAVEPOINT or (part.verb is Verb.DECLARE and not part.holds):
+        raise no_block(part)
+
+
+def _check_section(member: Member, parts: tuple[Statement, ...]) -> None:
+    for part in parts:
+        member.transaction.note(part)
+        if part.verb in _CONTROL_VERBS:
+            raise RefusedError(
+                "a transaction command in SQL cannot be run in pipeline mode in a "
+                "rolled-back test; use commit(), rollback() or transaction()"
+            )
+        if part.verb is Verb.DDL:
+            member.backend.note_ddl()
+
+
+# Scripts
+
+
+class _CursorScript:
+    """Runs a script's statements over libpq, for a cursor that gets their results."""
+
+    def __init__(self, member: Member, conn: Any) -> None:
+        self._backend = member.backend
+        self._conn = conn
+        self.results: list[Any] = []
+
+    @property
+    def autocommit(self) -> bool:
+        return bool(self._conn.autocommit)
+
+    def begin_command(self) -> bytes:
+        return self._conn.begin_command()  # type: ignore[no-any-return]
+
+    def run(self, text: str) -> Steps:
+        self.results += yield from self._backend.run(text.encode())
+
+    def tag(self, tag: bytes) -> None:
+        self.results.append(tagged_result(tag))
+
+    def warn(self, sqlstate: str, message: str) -> None:
+        deliver_warning(self._conn, sqlstate, message)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Let psycopg find out, however the block ends, what the statements have done."""
+        try:
+            yield
+        finally:
+            note_results(self._conn, self.results)
+
+
+def _run_script(
+    member: Member, conn: Any, cursor: Any, parts: tuple[Statement, ...], gen: Any
+) -> Steps:
+    """Run the statements one by one and leave their results in the cursor, as psycopg would."""
+    if any(part.verb is Verb.TWO_PHASE for part in parts):
+        raise no_two_phase()
+    if not is_execute(gen):
+        raise RefusedError("a transaction command can only be run by execute() here")
+    params = gen.gi_frame.f_locals.get("params")
+    if cursor.closed or (len(parts) > 1 and is_extended(cursor, gen)):
+        return (yield from gen)  # which raises
+    gen.close()
+    check_parameters(cursor, parts[0].text, params)
+    door = _CursorScript(member, conn)
+    with door.noted():
+        yield from Script(member, door).run(parts)
+    set_results(cursor, door.results)
+    return None
+
+
+def _discard_all(member: Member, conn: Any, cursor: Any) -> Steps:
+    yield from discard_all(member)
+    results = [tagged_result(b"DISCARD ALL")]
+    note_results(conn, results)
+    set_results(cursor, results)
+
+
+def _text(sql: Any, conn: Any) -> str:
+    """Give the SQL of a query in any of the forms that psycopg takes."""
+    if type(sql) is str:
+        return sql
+    if isinstance(sql, bytes):
+        return sql.decode(errors="replace")
+    if isinstance(sql, psycopg.sql.Composable):
+        return sql.as_string(conn)
+    strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
+    return " $1 ".join(strings) if strings is not None else str(sql)
