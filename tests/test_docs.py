@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from servers import TLSServer
+from helpers.servers import TLSServer
 
 from pytest_pgmonkey import ConnectionType, errors, load_config
 from pytest_pgmonkey.testing.options import OPTIONS

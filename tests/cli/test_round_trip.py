@@ -66,14 +66,14 @@ def tables(conn):
 @pytest.mark.parametrize("options", [[], ["--delimiter", "|", "--quotechar", "'", "--null", "-"]])
 @RELAXED
 @given(rows=ROWS)
-def test_every_type(tables, config, tmp_path, options, rows):
+def test_every_type(tables, config_path, tmp_path, options, rows):
     """Every common type, NULL and the empty string, quotes, line ends, Unicode."""
     tables.execute("TRUNCATE one, two")
     placeholders = ", ".join(f"%s::{name}" for name in COLUMNS)
     with tables.cursor() as cursor:
         cursor.executemany(f"INSERT INTO one VALUES ({placeholders})", rows)
     path = str(tmp_path / "x.csv")
-    common = ["--connconfig", str(config), *options]
+    common = ["--connconfig", str(config_path), *options]
 
     assert cli.main(["pgexport", "--table", "one", "--export_file", path, *common]) == 0
     assert cli.main(["pgimport", "--table", "two", "--import_file", path, *common]) == 0
@@ -87,14 +87,14 @@ def test_every_type(tables, config, tmp_path, options, rows):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "GB18030"])
 @RELAXED
 @given(values=st.lists(st.none() | TEXT, max_size=5))
-def test_one_column(conn, config, tmp_path, encoding, values):
+def test_one_column(conn, config_path, tmp_path, encoding, values):
     """One column, where an empty line is a row."""
     conn.execute("DROP TABLE IF EXISTS one, two; CREATE TABLE one (a text)")
     conn.execute("CREATE TABLE two (a text)")
     with conn.cursor() as cursor:
         cursor.executemany("INSERT INTO one VALUES (%s)", [(value,) for value in values])
     path = str(tmp_path / "x.csv")
-    common = ["--connconfig", str(config), "--encoding", encoding]
+    common = ["--connconfig", str(config_path), "--encoding", encoding]
 
     assert cli.main(["pgexport", "--table", "one", "--export_file", path, *common]) == 0
     assert cli.main(["pgimport", "--table", "two", "--import_file", path, *common]) == 0

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from remains import NEEDS_PROC, PATIENCE, is_gone, processes_of, segments_of, wait_until
+from helpers.remains import NEEDS_PROC, is_gone, processes_of, segments_of
+from helpers.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from remains import NEEDS_PROC, is_gone, wait_until
+from helpers.remains import NEEDS_PROC, is_gone
+from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg_pool
 import pytest
+from helpers.four_types import ASYNC, NOWHERE, POOLS, SYNC, Kind, block, call, execute, pid, value
 
 from pytest_pgmonkey import PGConnectionManager, PGMonkeyError
-
-from .four import ASYNC, NOWHERE, POOLS, SYNC, Kind, block, call, execute, pid, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

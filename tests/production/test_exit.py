@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from .four import ALL, ASYNC, POOLS, SYNC
+from helpers.four_types import ALL, ASYNC, POOLS, SYNC
 
 if TYPE_CHECKING:
     from collections.abc import Callable

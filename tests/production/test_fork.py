@@ -6,8 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from .four import ASYNC, SYNC
+from helpers.four_types import ASYNC, SYNC
 
 if TYPE_CHECKING:
     from collections.abc import Callable

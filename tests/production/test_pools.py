@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from helpers.four_types import POOLS, block, call, execute, pid
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row, tuple_row
 
 from pytest_pgmonkey import PGConnectionManager
 
-from .four import POOLS, block, call, execute, pid
-
 if TYPE_CHECKING:
-    from .four import Kind
+    from helpers.four_types import Kind
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.parametrize("kind", POOLS, indirect=True)]
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from helpers.four_types import ALL, call
 
 from pytest_pgmonkey import ConfigError, PGConnectionManager
-
-from .four import ALL, call
 
 pytestmark = pytest.mark.asyncio
 

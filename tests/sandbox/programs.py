@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
+from helpers.four_types import call
 from hypothesis import strategies as st
-from production.four import call
 
 from pytest_pgmonkey import PGConnectionManager, SandboxError
 

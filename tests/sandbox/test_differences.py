@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from production.four import POOLS, block, call, execute, value
+from helpers.four_types import POOLS, block, call, execute, value
 
 from .twins import World, sandboxed
 

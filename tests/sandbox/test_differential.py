@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers.four_types import ASYNC, call
 from hypothesis import HealthCheck, Phase, given, settings
-from production.four import ASYNC, call
 
 from pytest_pgmonkey import PGConnectionManager
 

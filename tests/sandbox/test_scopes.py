@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from .test_ends import own, rows
-from .test_turns import sync_handle
-from .twins import Boom, World
+from .twins import Boom, World, rows, sync_handle
 
 if TYPE_CHECKING:
     from .twins import Twins
-
-__all__ = ["own"]
 
 
 def seen(conn: Any) -> list[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from production.four import block, call, execute, value
+from helpers.four_types import block, call, execute, value
 
 from pytest_pgmonkey import ConfigError, ConnectionType
 

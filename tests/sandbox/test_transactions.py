@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import psycopg
-from production.four import block, call
+from helpers.four_types import block, call
 
 from .twins import Boom, twin
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg_pool
 import pytest
-from production.four import POOLS, block, call, execute, value
+from helpers.four_types import POOLS, block, call, execute, value
+from helpers.waiting import until
 
 from pytest_pgmonkey import SandboxError
 
-from .twins import Boom, World, sandboxed
+from .twins import Boom, World, sandboxed, sync_handle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +38,6 @@ def sandbox_world(twins: Twins, type_: str) -> Iterator[World]:
         yield World(twins, type_, real=False)
         twins.sandbox.take_refusals()
         assert twins.sandbox.reset() == []
-
-
-def sync_handle(world: World, type_: str = "normal", **sections: Any) -> Any:
-    return world.twins.drive(world.handle(type_, **sections), loop=False)
 
 
 @sandboxed
@@ -304,14 +300,6 @@ def test_lost_connection(sync_world: World) -> None:
     with handle.connection() as conn:
         del lost
         assert conn.execute("SELECT count(*) FROM t").fetchone() == (0,)
-
-
-def until(condition: Any, seconds: float = 5.0) -> None:
-    """Wait for what another thread brings about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        threading.Event().wait(0.002)
 
 
 @pytest.mark.parametrize("type_", POOLS)

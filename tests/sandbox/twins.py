@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from production.four import block, call
+from helpers.four_types import block, call
 
 from pytest_pgmonkey import ConnectionType, PGConnectionManager, PGMonkeyError, sources
 from pytest_pgmonkey.testing.sandbox import Sandbox
@@ -278,3 +278,13 @@ def sandboxed(program: Callable[[World], Coroutine[Any, Any, None]]) -> Callable
 
     del test.__wrapped__  # type: ignore[attr-defined]
     return test
+
+
+def sync_handle(world: World, type_: str = "normal", **sections: Any) -> Any:
+    """Give a handle to a program that runs without an event loop."""
+    return world.twins.drive(world.handle(type_, **sections), loop=False)
+
+
+def rows(twins: Twins) -> list[Any]:
+    """Give what others see of table `t` on the sandbox's database."""
+    return twins.admins[False].execute("SELECT n FROM t ORDER BY 1").fetchall()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import yaml
-from remains import PATIENCE, wait_until
+from helpers.waiting import PATIENCE, wait_until
 
 from pytest_pgmonkey.config import connection_spec, load_config
 from pytest_pgmonkey.testing.databases.advisory_locks import hold

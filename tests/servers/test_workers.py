@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from remains import NEEDS_PROC, is_gone, processes_of, wait_until
+from helpers.remains import NEEDS_PROC, is_gone, processes_of
+from helpers.waiting import wait_until
 
 from pytest_pgmonkey.testing.servers.embedded.directories import RUN, new_run
 from pytest_pgmonkey.testing.servers.embedded.workers import worker_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from remains import NEEDS_ROOT
+from helpers.remains import NEEDS_ROOT
 
 import pytest_pgmonkey
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from servers import TLSServer
+    from helpers.servers import TLSServer
 
     from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import pytest_asyncio
+from helpers.four_types import ALL, Kind
 
 from pytest_pgmonkey import PGConnectionManager
-
-from .four import ALL, Kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -95,23 +94,9 @@ def run_script(tmp_path: Path) -> Callable[..., Finished]:
             text=True,
             timeout=60,
             check=False,
-            cwd=Path(__file__).parents[2],
-            env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+            cwd=Path(__file__).parents[1],
+            env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""},
         )
         return Finished(process, time.monotonic() - start)
 
     return run
-
-
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Wait for what another process or thread brings about."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
-    return result
-
-
-@pytest.fixture(name="until")
-def until_fixture() -> Callable[..., Any]:
-    return until

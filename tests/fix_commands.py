@@ -66,29 +66,29 @@ def conn(pg_server, database) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def config(make_config) -> Path:
+def config_path(make_config) -> Path:
     return make_config()
 
 
 @pytest.fixture
-def load(pgmonkey, config, tmp_path) -> Callable[..., Result]:
+def load(pgmonkey, config_path, tmp_path) -> Callable[..., Result]:
     """A function that writes a CSV file and imports it into a table."""
 
     def load(table: str, data: str | bytes, *options: object, name: str = "in.csv") -> Result:
         path = tmp_path / name
         path.write_bytes(data.encode() if isinstance(data, str) else data)
-        arguments = ["--table", table, "--connconfig", config, "--import_file", path]
+        arguments = ["--table", table, "--connconfig", config_path, "--import_file", path]
         return pgmonkey("pgimport", *arguments, *options)
 
     return load
 
 
 @pytest.fixture
-def dump(pgmonkey, config) -> Callable[..., str]:
+def dump(pgmonkey, config_path) -> Callable[..., str]:
     """A function that exports a table to standard output and gives the text."""
 
     def dump(table: str, *options: object) -> str:
-        arguments = ["--table", table, "--connconfig", config, "--export_file", "-"]
+        arguments = ["--table", table, "--connconfig", config_path, "--export_file", "-"]
         return pgmonkey("pgexport", *arguments, *options).output()
 
     return dump

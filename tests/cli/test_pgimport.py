@@ -115,9 +115,10 @@ class TestTables:
         """A name without schema is looked for in the search path of the configuration."""
         conn.execute("CREATE SCHEMA app; CREATE TABLE app.t (a text); CREATE TABLE t (a text)")
         config = make_config(sync_settings={"search_path": ["app"]})
-        (tmp_path / "x.csv").write_text("a\nx\n")
+        path = tmp_path / "x.csv"
+        path.write_text("a\nx\n")
 
-        arguments = ["--table", "t", "--connconfig", config, "--import_file", tmp_path / "x.csv"]
+        arguments = ["--table", "t", "--connconfig", config, "--import_file", path]
 
         assert pgmonkey("pgimport", *arguments).output() == "imported 1 row into app.t\n"
 
@@ -343,21 +344,21 @@ class TestFormats:
         assert "in.csv.gz: is damaged" in load("t", b"a\nx\n", name="in.csv.gz").error
         assert rows(conn) == []
 
-    def test_stdin(self, pgmonkey, config, conn):
+    def test_stdin(self, pgmonkey, config_path, conn):
         """`-` is standard input."""
         conn.execute("CREATE TABLE t (a text)")
-        arguments = ["--table", "t", "--connconfig", config, "--import_file", "-"]
+        arguments = ["--table", "t", "--connconfig", config_path, "--import_file", "-"]
 
         pgmonkey("pgimport", *arguments, stdin=b"a\nx\n").output()
 
         assert rows(conn) == [("x",)]
 
-    def test_pipe(self, config, conn):
+    def test_pipe(self, config_path, conn):
         """A pipe is read as it comes, and no progress is shown in it."""
         conn.execute("CREATE TABLE t (a text)")
         data = b"a\n" + b"x" * 100 + b"\n" + b"y\n" * 200_000
 
-        arguments = ["--table", "t", "--connconfig", str(config), "--import_file", "-"]
+        arguments = ["--table", "t", "--connconfig", str(config_path), "--import_file", "-"]
         result = subprocess.run(
             [sys.executable, "-m", "pytest_pgmonkey", "pgimport", *arguments],
             input=data,
@@ -445,10 +446,10 @@ class TestBadFiles:
 
         assert f"in.csv: line {2 * at}, column a, value 1 (character 1): " in found
 
-    def test_stdin_names_what_it_can(self, pgmonkey, config, conn):
+    def test_stdin_names_what_it_can(self, pgmonkey, config_path, conn):
         """What cannot be read once more has line, column and value."""
         conn.execute("CREATE TABLE t (a int, b int)")
-        arguments = ["--table", "t", "--connconfig", config, "--import_file", "-"]
+        arguments = ["--table", "t", "--connconfig", config_path, "--import_file", "-"]
 
         result = pgmonkey("pgimport", *arguments, stdin=b"b,a\n1,2\n3,x\n")
 
@@ -494,9 +495,9 @@ class TestBadFiles:
 
         assert "in.csv: line 2, column a: b, value 2 (character 3)" in error
 
-    def test_missing_file(self, load, pgmonkey, config):
+    def test_missing_file(self, load, pgmonkey, config_path):
         """A file that is not there is one line."""
-        arguments = ["--table", "t", "--connconfig", config, "--import_file", "/no/such.csv"]
+        arguments = ["--table", "t", "--connconfig", config_path, "--import_file", "/no/such.csv"]
 
         error = pgmonkey("pgimport", *arguments).error
 

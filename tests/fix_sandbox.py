@@ -6,10 +6,10 @@ import secrets
 from typing import TYPE_CHECKING
 
 import pytest
+from sandbox.twins import Twins
 
 from pytest_pgmonkey import ConnectionType
-
-from .twins import Twins
+from pytest_pgmonkey.testing.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def twins(pg_server: EmbeddedServer) -> Iterator[Twins]:
     names = [f"twin_{secrets.token_hex(6)}" for _ in range(2)]
     for name in names:
@@ -34,3 +34,15 @@ def type_(request: pytest.FixtureRequest) -> str:
     """Each of the four connection types in turn."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def own(twins: Twins) -> Iterator[Twins]:
+    """The twins with a sandbox that the test may spoil."""
+    before, twins.sandbox = twins.sandbox, Sandbox(twins.sandbox.conninfo, wait_timeout=0.5)
+    with twins.intercepting():
+        yield twins
+    twins.sandbox.close()
+    twins.sandbox = before
+    for table in ("late", "soon", "t"):
+        twins.admins[False].execute(f"DELETE FROM {table}")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import yaml
-from remains import NEEDS_PROC, PATIENCE, is_gone, processes_of, wait_until
+from helpers.remains import NEEDS_PROC, is_gone, processes_of
+from helpers.waiting import PATIENCE, wait_until
 
 from pytest_pgmonkey import kept_databases
 

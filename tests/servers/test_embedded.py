@@ -16,17 +16,9 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from helpers.remains import NEEDS_PROC, NEEDS_ROOT, command_line, is_gone, processes_of, segments_of
+from helpers.waiting import PATIENCE, wait_until
 from psycopg import errors
-from remains import (
-    NEEDS_PROC,
-    NEEDS_ROOT,
-    PATIENCE,
-    command_line,
-    is_gone,
-    processes_of,
-    segments_of,
-    wait_until,
-)
 
 from pytest_pgmonkey.testing.servers.embedded import binaries as binaries_module
 from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
@@ -43,7 +35,7 @@ from pytest_pgmonkey.testing.servers.server import ServerStartError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PRELUDE = """\
 import os, signal, sys, time
 from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-
-from .four import ALL, POOLS, Kind, block, call, execute, pid, value
+from helpers.four_types import ALL, POOLS, Kind, block, call, execute, pid, value
 
 if TYPE_CHECKING:
     from pytest_pgmonkey import PGConnectionManager

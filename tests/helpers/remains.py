@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-PATIENCE = 60.0  # far more than anything takes, also on a machine that is busy
 NEEDS_PROC = pytest.mark.skipif(
     not Path("/proc/self/cwd").exists(), reason="looks for remains in /proc, which Linux has"
 )
 NEEDS_ROOT = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="is about tests that run as root"
 )
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
-    """Wait for something that no event announces; tell whether it came."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def processes_of(directory: Path) -> set[int]:

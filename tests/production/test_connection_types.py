@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from helpers.four_types import NOWHERE, block, call, execute, pid, value
+from helpers.waiting import until
 from psycopg.rows import dict_row
 
 from pytest_pgmonkey import (
@@ -23,13 +25,11 @@ from pytest_pgmonkey.blocks import TransactionAbortedError
 from pytest_pgmonkey.config import connection_spec
 from pytest_pgmonkey.handles import make_handle
 
-from .four import NOWHERE, block, call, execute, pid, value
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .four import Kind
+    from helpers.four_types import Kind
 
 pytestmark = pytest.mark.asyncio
 
@@ -162,7 +162,7 @@ async def test_connection_is_entered_once_at_a_time(kind: Kind) -> None:
     """One `connection()` is one block: to enter it twice is refused with where it was entered."""
     borrowed = (await kind.get()).connection()
     async with block(borrowed):
-        with pytest.raises(PGMonkeyError, match=r"four\.py:\d+: call handle\.connection\(\)"):
+        with pytest.raises(PGMonkeyError, match=r"four_types\.py:\d+: call handle\.connection\(\)"):
             async with block(borrowed):
                 pass
 
@@ -443,7 +443,7 @@ async def test_normal_without_any_type(
     assert ConnectionType.NORMAL is handle.connection_type  # type: ignore[union-attr]
 
 
-async def test_disconnect(kind: Kind, sessions: Any, until: Any) -> None:
+async def test_disconnect(kind: Kind, sessions: Any) -> None:
     """A disconnected handle is closed for good, and the next one is alive."""
     handle = await kind.get()
     pool = handle.pool
@@ -472,7 +472,7 @@ async def test_disconnect_lets_a_block_finish(kind: Kind, rows: Any) -> None:
     assert conn.closed
 
 
-async def test_reload(kind: Kind, rows: Any, sessions: Any, until: Any) -> None:
+async def test_reload(kind: Kind, rows: Any, sessions: Any) -> None:
     """A reload gives a new handle; the old one's blocks finish and its next ones lead to it."""
     old = await kind.get()
     async with block(old) as conn:
@@ -527,7 +527,7 @@ async def test_dead_server(kind: Kind) -> None:
     assert kind.manager.cache_info["size"] == 0
 
 
-async def test_clear_cache(kind: Kind, sessions: Any, until: Any) -> None:
+async def test_clear_cache(kind: Kind, sessions: Any) -> None:
     """Clearing the cache ends its handles; the manager goes on."""
     handle = await kind.get()
     async with block(handle):

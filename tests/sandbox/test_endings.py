@@ -9,38 +9,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from production.four import SYNC, block, value
+from helpers.four_types import SYNC, block, value
+from helpers.waiting import until
 
 from pytest_pgmonkey import SandboxError
-from pytest_pgmonkey.testing.sandbox import Sandbox
 
-from .test_turns import sync_handle, until
-from .twins import World, sandboxed
+from .twins import World, rows, sandboxed, sync_handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .twins import Twins
-
-
-@pytest.fixture
-def own(twins: Twins) -> Iterator[Twins]:
-    """The twins with a sandbox that the test may spoil."""
-    before, twins.sandbox = twins.sandbox, Sandbox(twins.sandbox.conninfo, wait_timeout=0.5)
-    with twins.intercepting():
-        yield twins
-    twins.sandbox.close()
-    twins.sandbox = before
-    for table in ("late", "soon", "t"):
-        twins.admins[False].execute(f"DELETE FROM {table}")
-
-
-def rows(twins: Twins) -> list[Any]:
-    return twins.admins[False].execute("SELECT n FROM t ORDER BY 1").fetchall()
 
 
 def is_clean(twins: Twins) -> bool:
@@ -127,7 +108,7 @@ def test_escape(own: Twins, first: bool) -> None:
         conn.pgconn.exec_(b"COMMIT")
     (problem,) = own.sandbox.reset()
     assert "INSERT INTO t VALUES (2, 'b')" in problem
-    assert "test_ends.py" in problem
+    assert "test_endings.py" in problem
     assert own.sandbox.spoiled
     assert (2,) in rows(own)
     own.admins[False].execute("DELETE FROM t")
@@ -194,7 +175,7 @@ def test_thread_still_running(own: Twins) -> None:
     pgconn = own.sandbox.backend.pgconn
     until(lambda: "pg_sleep" in running(own, pgconn.backend_pid))
     (problem,) = own.sandbox.reset()
-    assert "test_ends.py" in problem
+    assert "test_endings.py" in problem
     thread.join(5)
     assert not thread.is_alive()
     assert isinstance(errors[0], psycopg.errors.QueryCanceled)

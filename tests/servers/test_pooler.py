@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import yaml
-from remains import wait_until
+from helpers.waiting import wait_until
 
 from pytest_pgmonkey.testing.servers.embedded.binaries import identity
 from pytest_pgmonkey.testing.servers.embedded.unprivileged import unprivileged_uid

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pytest_pgmonkey import PGConnectionManager, kept
+from pytest_pgmonkey import PGConnectionManager, kept_databases
 from pytest_pgmonkey.errors import PGMonkeyError
 from pytest_pgmonkey.processes import identity, is_dead
 from pytest_pgmonkey.testing.databases.recipe import Recipe
@@ -162,13 +162,13 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 @pytest.fixture
 def kept_until_the_end() -> Iterator[None]:
     """Forget what a test has kept, however it ends."""
-    assert kept.entries() == []
+    assert kept_databases.entries() == []
     yield
-    for one in kept.entries():
+    for one in kept_databases.entries():
         one.forget()
 
 
-def items(engine: Engine, one: kept.Kept) -> list[Any]:
+def items(engine: Engine, one: kept_databases.Kept) -> list[Any]:
     """What is in a table of a kept database, read with the password that the note leads to."""
     container = engine.client.containers.get(one.place["container"])
     command = shlex.split(one.note.partition(f" {container.name} ")[2])
@@ -177,7 +177,7 @@ def items(engine: Engine, one: kept.Kept) -> list[Any]:
         return conn.execute("SELECT id FROM item").fetchall()
 
 
-def databases(engine: Engine, one: kept.Kept) -> str:
+def databases(engine: Engine, one: kept_databases.Kept) -> str:
     """The databases in a container, by the command that people are told."""
     container = engine.client.containers.get(one.place["container"])
     command = shlex.split(one.psql.partition(f" {container.name} ")[2])
@@ -537,15 +537,15 @@ class TestRuns:
         result = run(*options)
         result.assert_outcomes(failed=2)
         ContainerServer.start(IMAGE).stop()  # sweeps
-        first, second = kept.entries()
+        first, second = kept_databases.entries()
         assert f"\n{first.psql}\n" in result.stdout.str()
         assert "password=***REDACTED***" in result.stdout.str()  # in the repr of a fixture
         assert not re.search(r"password=\w", result.stdout.str())
         assert [items(engine, one) for one in (first, second)] == [[(7,)], [(7,)]]
-        kept.remove(first)
+        kept_databases.remove(first)
         assert wait_until(lambda: first.name not in databases(engine, first))
         assert not second.is_gone()
-        kept.remove(second)
+        kept_databases.remove(second)
         assert wait_until(second.is_gone)
 
     def test_an_absent_engine_is_one_clear_error(

@@ -15,12 +15,12 @@ import yaml
 
 
 @pytest.fixture
-def export(pgmonkey, config, tmp_path):
+def export(pgmonkey, config_path, tmp_path):
     """A function that exports a table to a file and gives its bytes."""
 
     def export(table: str, *options: object, name: str = "out.csv") -> bytes:
         path = tmp_path / name
-        arguments = ["--table", table, "--connconfig", config, "--export_file", path]
+        arguments = ["--table", table, "--connconfig", config_path, "--export_file", path]
         pgmonkey("pgexport", *arguments, *options).output()
         return path.read_bytes()
 
@@ -60,10 +60,10 @@ class TestContents:
         assert export("t", "--encoding", name) == expected
 
     @pytest.mark.parametrize("name", ["LATIN1", "cp437"])
-    def test_signs_that_an_encoding_lacks(self, pgmonkey, config, conn, tmp_path, name):
+    def test_signs_that_an_encoding_lacks(self, pgmonkey, config_path, conn, tmp_path, name):
         """A sign that cannot be written is an error, and there is no file."""
         conn.execute("CREATE TABLE t (a text); INSERT INTO t VALUES ('ポ')")
-        arguments = ["--table", "t", "--connconfig", config, "--encoding", name]
+        arguments = ["--table", "t", "--connconfig", config_path, "--encoding", name]
 
         error = pgmonkey("pgexport", *arguments, "--export_file", tmp_path / "o.csv").error
 
@@ -87,11 +87,11 @@ class TestContents:
 
         assert export("t") == b"a\n1\n"
 
-    def test_generated_columns(self, export, conn, pgmonkey, config):
+    def test_generated_columns(self, export, conn, pgmonkey, config_path):
         """Columns that cannot be imported again are left out, and it is said; or asked for."""
         conn.execute("CREATE TABLE t (a int, g int GENERATED ALWAYS AS (a + 1) STORED)")
         conn.execute("INSERT INTO t VALUES (1)")
-        arguments = ["--table", "t", "--connconfig", config, "--export_file", "-"]
+        arguments = ["--table", "t", "--connconfig", config_path, "--export_file", "-"]
 
         result = pgmonkey("pgexport", *arguments)
 
@@ -99,29 +99,29 @@ class TestContents:
         assert "generated columns are left out: g" in result.err
         assert export("t", "--columns", "g,a") == b"g,a\n2,1\n"
 
-    def test_columns(self, export, conn, pgmonkey, config):
+    def test_columns(self, export, conn, pgmonkey, config_path):
         """`--columns` chooses and orders; an unknown one is an error."""
         conn.execute("CREATE TABLE t (a int, b int, c int); INSERT INTO t VALUES (1, 2, 3)")
 
         assert export("t", "--columns", "c,a") == b"c,a\n3,1\n"
-        arguments = ["--table", "t", "--connconfig", config, "--columns", "d"]
+        arguments = ["--table", "t", "--connconfig", config_path, "--columns", "d"]
         assert "has no column 'd' (it has a, b, c)" in pgmonkey("pgexport", *arguments).error
 
-    def test_query(self, pgmonkey, config):
+    def test_query(self, pgmonkey, config_path):
         """A query goes to standard output, whatever signs it holds; the message to stderr."""
         query = "SELECT '%s{}' AS a -- all of it;"
 
-        result = pgmonkey("pgexport", "--query", query, "--connconfig", config)
+        result = pgmonkey("pgexport", "--query", query, "--connconfig", config_path)
 
         assert result.output() == "a\n%s{}\n"
         assert result.err == "pgmonkey: exported 1 row to standard output\n"
 
-    def test_query_only_reads(self, pgmonkey, config, conn):
+    def test_query_only_reads(self, pgmonkey, config_path, conn):
         """A query that writes is refused."""
         conn.execute("CREATE TABLE t (a int)")
         query = "INSERT INTO t VALUES (1) RETURNING a"
 
-        error = pgmonkey("pgexport", "--query", query, "--connconfig", config).error
+        error = pgmonkey("pgexport", "--query", query, "--connconfig", config_path).error
 
         assert error == "--query: cannot execute INSERT in a read-only transaction"
 
@@ -147,12 +147,12 @@ class TestContents:
 
 
 class TestFiles:
-    def test_default_name(self, pgmonkey, config, conn, tmp_path, monkeypatch):
+    def test_default_name(self, pgmonkey, config_path, conn, tmp_path, monkeypatch):
         """Without a file it is the table's name, in the working directory."""
         conn.execute("CREATE SCHEMA app; CREATE TABLE app.t (a int)")
         monkeypatch.chdir(tmp_path)
 
-        result = pgmonkey("pgexport", "--table", "app.t", "--connconfig", config)
+        result = pgmonkey("pgexport", "--table", "app.t", "--connconfig", config_path)
 
         assert result.output() == "exported 0 rows to t.csv\n"
         assert (tmp_path / "t.csv").read_bytes() == b"a\n"
@@ -166,12 +166,12 @@ class TestFiles:
         assert gzip.decompress(packed) == b"a\n1\n"
         assert packed == export("t", name="other.csv.gz")
 
-    def test_failure_leaves_the_old_file(self, pgmonkey, config, conn, tmp_path):
+    def test_failure_leaves_the_old_file(self, pgmonkey, config_path, conn, tmp_path):
         """An export that fails after a million rows leaves the old file, and nothing beside it."""
         path = tmp_path / "o.csv"
         path.write_text("old")
         query = "SELECT 1 / (100000 - i) AS a FROM generate_series(1, 100001) AS i"
-        arguments = ["--query", query, "--connconfig", config, "--export_file", path]
+        arguments = ["--query", query, "--connconfig", config_path, "--export_file", path]
 
         assert pgmonkey("pgexport", *arguments).error == "--query: division by zero"
         assert path.read_text() == "old"
@@ -205,11 +205,11 @@ class TestFiles:
         assert (tmp_path / "real.csv").read_bytes() == b"a\n"
 
     @pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a device")
-    def test_device(self, pgmonkey, config, conn):
+    def test_device(self, pgmonkey, config_path, conn):
         """A device is written to, not replaced."""
-        arguments = ["--query", "SELECT 1", "--connconfig", config, "--export_file", "/dev/null"]
+        arguments = ["--query", "SELECT 1", "--connconfig", config_path]
 
-        pgmonkey("pgexport", *arguments).output()
+        pgmonkey("pgexport", *arguments, "--export_file", "/dev/null").output()
 
         assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
@@ -217,9 +217,9 @@ class TestFiles:
         ("path", "reason"),
         [("/no/such/o.csv", "No such file or directory"), ("/tmp", "is a directory")],
     )
-    def test_unwritable(self, pgmonkey, config, path, reason):
+    def test_unwritable(self, pgmonkey, config_path, path, reason):
         """A place where no file can be is one line."""
-        arguments = ["--query", "SELECT 1", "--connconfig", config, "--export_file", path]
+        arguments = ["--query", "SELECT 1", "--connconfig", config_path, "--export_file", path]
 
         assert pgmonkey("pgexport", *arguments).error == f"{path}: cannot be written: {reason}"
 
@@ -228,7 +228,7 @@ class TestFiles:
         [("../evil", ".._evil.csv"), ("/etc/evil", "_etc_evil.csv"), ("a\\b:c", "a_b_c.csv")],
     )
     def test_the_default_name_stays_here(
-        self, pgmonkey, conn, config, tmp_path, monkeypatch, table, name
+        self, pgmonkey, conn, config_path, tmp_path, monkeypatch, table, name
     ):
         """A table's name leads to no other directory."""
         directory = tmp_path / "here"
@@ -236,7 +236,7 @@ class TestFiles:
         monkeypatch.chdir(directory)
         conn.execute(f'CREATE TABLE "{table}" (a int)')
 
-        result = pgmonkey("pgexport", "--table", f'"{table}"', "--connconfig", config)
+        result = pgmonkey("pgexport", "--table", f'"{table}"', "--connconfig", config_path)
 
         assert result.output() == f"exported 0 rows to {name}\n"
         assert [path.name for path in directory.iterdir()] == [name]
@@ -244,12 +244,12 @@ class TestFiles:
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
     @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-    def test_interrupt(self, config, tmp_path, name):
+    def test_interrupt(self, config_path, tmp_path, name):
         """Ctrl-C, `kill` and a closed terminal end an export quietly, with no part of a file."""
         directory = tmp_path / "out"
         directory.mkdir()
         query = "SELECT repeat('x', 9000), pg_sleep(0.01) FROM generate_series(1, 100000)"
-        command = ["pgexport", "--query", query, "--connconfig", str(config)]
+        command = ["pgexport", "--query", query, "--connconfig", str(config_path)]
         command += ["--export_file", str(directory / "o.csv")]
         with subprocess.Popen(
             [sys.executable, "-m", "pytest_pgmonkey", *command],
@@ -265,10 +265,10 @@ class TestFiles:
         assert (process.returncode, output) == (128 + number, (b"", b""))
         assert list(directory.iterdir()) == []
 
-    def test_closed_stdout(self, config):
+    def test_closed_stdout(self, config_path):
         """A reader that has enough ends the command quietly."""
         query = "SELECT * FROM generate_series(1, 1000000)"
-        command = ["pgexport", "--query", query, "--connconfig", str(config)]
+        command = ["pgexport", "--query", query, "--connconfig", str(config_path)]
         with subprocess.Popen(
             [sys.executable, "-m", "pytest_pgmonkey", *command],
             stdout=subprocess.PIPE,
@@ -290,20 +290,20 @@ class TestWrongUsage:
             ["--query", "SELECT 1", "--columns", "a"],
         ],
     )
-    def test_is_said(self, pgmonkey, config, options):
+    def test_is_said(self, pgmonkey, config_path, options):
         """Neither, both, and what does not belong together: status 2."""
-        result = pgmonkey("pgexport", "--connconfig", config, *options)
+        result = pgmonkey("pgexport", "--connconfig", config_path, *options)
 
         assert (result.status, result.out) == (2, "")
 
-    def test_no_such_table(self, pgmonkey, config):
+    def test_no_such_table(self, pgmonkey, config_path):
         """A table that is missing is one line."""
-        error = pgmonkey("pgexport", "--table", "nope", "--connconfig", config).error
+        error = pgmonkey("pgexport", "--table", "nope", "--connconfig", config_path).error
 
         assert error.startswith("table nope does not exist")
 
-    def test_bad_query(self, pgmonkey, config):
+    def test_bad_query(self, pgmonkey, config_path):
         """A query that is wrong is the server's line."""
-        error = pgmonkey("pgexport", "--query", "SELEKT", "--connconfig", config).error
+        error = pgmonkey("pgexport", "--query", "SELEKT", "--connconfig", config_path).error
 
         assert error == '--query: syntax error at or near "SELEKT"'

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers.four_types import ASYNC, Kind, pid, value
+from helpers.waiting import until
 
 from pytest_pgmonkey import AsyncHandle, HandleClosedError, PGConnectionManager
-
-from .four import ASYNC, Kind, pid, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ async def use(handle: AsyncHandle) -> int:
         return await pid(conn)
 
 
-def test_two_loops_one_after_the_other(kind: Kind, sessions: Any, until: Any) -> None:
+def test_two_loops_one_after_the_other(kind: Kind, sessions: Any) -> None:
     """A second `asyncio.run()` gets a handle and a pool of its own; the first's are closed."""
 
     async def main() -> tuple[AsyncHandle, Any]:
@@ -60,7 +60,7 @@ def test_two_loops_one_after_the_other(kind: Kind, sessions: Any, until: Any) ->
     assert kind.manager.cache_info["size"] == 0
 
 
-def test_handle_kept_for_the_next_loop(kind: Kind, sessions: Any, until: Any) -> None:
+def test_handle_kept_for_the_next_loop(kind: Kind, sessions: Any) -> None:
     """A handle that outlives its loop works in the next one, and after any number of them."""
     handle = asyncio.run(kind.get())
     for _ in range(3):
@@ -81,7 +81,7 @@ def test_two_loops_at_the_same_time(kind: Kind) -> None:
     assert not set(results[0]) & set(results[1])
 
 
-def test_disconnected_in_another_loop(kind: Kind, sessions: Any, until: Any) -> None:
+def test_disconnected_in_another_loop(kind: Kind, sessions: Any) -> None:
     """Disconnecting in one loop has the pools of others closed by these."""
 
     async def main() -> None:
@@ -136,7 +136,7 @@ def test_all_tasks_cancelled(kind: Kind) -> None:
 
 
 def test_loop_closed_without_ending_its_tasks(
-    kind: Kind, capfd: pytest.CaptureFixture[str], sessions: Any, until: Any
+    kind: Kind, capfd: pytest.CaptureFixture[str], sessions: Any
 ) -> None:
     """A loop that is closed the old way leaves nothing on stderr, and no warning."""
     loop = asyncio.new_event_loop()
@@ -153,9 +153,7 @@ def test_loop_closed_without_ending_its_tasks(
 
 
 @pytest.mark.parametrize("way", ["kept", "asked for again"])
-def test_next_loop_ends_what_a_closed_one_left(
-    kind: Kind, way: str, sessions: Any, until: Any
-) -> None:
+def test_next_loop_ends_what_a_closed_one_left(kind: Kind, way: str, sessions: Any) -> None:
     """Connections of a loop that was closed the old way are closed when the next one comes."""
     loop = asyncio.new_event_loop()
     handle = loop.run_until_complete(kind.get())

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from remains import NEEDS_PROC, NEEDS_ROOT, orphaned_segments, processes_of, wait_until
+from helpers.remains import NEEDS_PROC, NEEDS_ROOT, orphaned_segments, processes_of
+from helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
