@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ..errors import SandboxError
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Interception"]
 
 
-class _Phase(Enum):
-    """What a handle that is entered now leads to."""
-
-    UNDECIDED = auto()  # tests are being collected: does any of them use the kit?
-    OUTSIDE = auto()  # nowhere: no test of the kit runs
-    PREPARING = auto()  # the database that is being prepared
-    TEST = auto()  # the test's transaction
-
-
 class Interception:
     """The interceptor of `pytest_pgmonkey.sources` for one test session.
 
@@ -40,40 +30,37 @@ class Interception:
     def __init__(
         self, mapped: Mapping[str, str], kit_is_used: Callable[[], bool], *, everything: bool
     ) -> None:
-        self.everything: Final = everything
+        self._everything = everything
         self._mapped = mapped
         self._kit_is_used = kit_is_used
-        self._phase = _Phase.UNDECIDED
-        self._own: WeakSet[PGConnectionManager] = WeakSet()
-        self._test: Any = None  # an Isolation
-        self._preparing: Sources | None = None
+        self._collected = False
+        self._own: WeakSet[object] = WeakSet()
+        self._leading: Sources | None = None  # what handles borrow from now
         self._primary: str | None = None
         self._primary_origin = ""
 
     # What handles lead to
 
     def collected(self) -> None:
-        """Refuse handles from now on where no test runs: the tests are known."""
-        self._phase = _Phase.OUTSIDE
+        """Note that the tests are known: from now on handles are refused where none runs."""
+        self._collected = True
 
     @contextmanager
     def preparing(self, sources: Sources) -> Iterator[None]:
         """Lead handles to the database being prepared, for a block."""
-        before = self._phase, self._preparing
-        self._phase, self._preparing = _Phase.PREPARING, sources
+        before, self._leading = self._leading, sources
         try:
             yield
         finally:
-            self._phase, self._preparing = before
+            self._leading = before
 
     def begin_test(self, isolation: Sources) -> None:
         """Lead handles to a test's isolation from now on."""
-        self._test = isolation
-        self._phase = _Phase.TEST
+        self._leading = isolation
 
     def end_test(self) -> None:
         """Refuse handles until the next test."""
-        self._phase = _Phase.OUTSIDE
+        self._leading = None
 
     # Which handles
 
@@ -81,17 +68,13 @@ class Interception:
         """Take a manager for the kit's own, whose handles are led to the test in any case."""
         self._own.add(manager)
 
-    def intercepts(self, owner: Any) -> bool:
-        """Whether the handles of this manager are led to the test's database."""
-        return self.everything or (owner is not None and owner in self._own)
-
-    def judge(self, spec: ConnectionSpec, owner: Any = None) -> bool:
+    def judge(self, spec: ConnectionSpec, owner: object) -> bool:
         """Accept or refuse a configuration; gives whether its handle is intercepted."""
-        if not self.intercepts(owner):
-            return False
-        if owner is None or owner not in self._own:
+        if owner in self._own:
+            return True
+        if self._everything:
             self._judge_database(spec)
-        return True
+        return self._everything
 
     def _judge_database(self, spec: ConnectionSpec) -> None:
         name = spec.dbname
@@ -107,29 +90,30 @@ class Interception:
                 f"the ini file:\npgmonkey_map =\n    {name} = primary"
             )
 
-    # The interceptor's two questions
+    # Every borrower passes these two.
 
     def source(self, handle: Handle) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
-        if self._phase is _Phase.TEST and self.everything:
-            return self._test.source(handle)
+        leading = self._leading
+        if leading is not None and self._everything:
+            return leading.source(handle)
         return self._other_source(handle, "source")
 
     def async_source(self, handle: AsyncHandle) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
-        if self._phase is _Phase.TEST and self.everything:
-            return self._test.async_source(handle)
+        leading = self._leading
+        if leading is not None and self._everything:
+            return leading.async_source(handle)
         return self._other_source(handle, "async_source")
 
     def _other_source(self, handle: Handle | AsyncHandle, method: str) -> Any:
         manager = handle._manager() if handle._manager is not None else None
-        if not self.intercepts(manager):
+        if not self._everything and manager not in self._own:
             return None
-        if self._phase is _Phase.TEST:
-            return getattr(self._test, method)(handle)
-        if self._phase is _Phase.PREPARING:
-            return getattr(self._preparing, method)(handle)
-        if self._phase is _Phase.UNDECIDED and not self._kit_is_used():
+        leading = self._leading  # once: the test may end in another thread
+        if leading is not None:
+            return getattr(leading, method)(handle)
+        if not self._collected and not self._kit_is_used():
             return None
         raise SandboxError(
             f"{handle!r} is used outside of a test that has a database. Let the test ask for one: "

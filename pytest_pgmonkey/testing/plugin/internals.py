@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from _pytest.fixtures import FixtureManager, FuncFixtureInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Where pytest's functions set attributes, by the names in their code.
-_SET_BY = {"__init__": "_fixtureinfo", "_initrequest": "_request"}
+# Attributes of pytest's functions, by the method that sets them.
+_SET_BY: Final = {"__init__": "_fixtureinfo", "_initrequest": "_request"}
+_IN_FIXTURES: Final = {"FixtureManager": "getfixturedefs", "FuncFixtureInfo": "name2fixturedefs"}
 
 
 def unsupported() -> str:
@@ -23,9 +24,10 @@ def unsupported() -> str:
     ]
     if "_fixturemanager" not in pytest.Session.__annotations__:
         moved.append("Session._fixturemanager")
-    for owner, name in ((FixtureManager, "getfixturedefs"), (FuncFixtureInfo, "name2fixturedefs")):
-        if not hasattr(owner, name):
-            moved.append(f"{owner.__name__}.{name}")
+    fixtures = sys.modules.get("_pytest.fixtures")
+    for owner, name in _IN_FIXTURES.items():
+        if not hasattr(getattr(fixtures, owner, None), name):
+            moved.append(f"{owner}.{name}")
     if not moved:
         return ""
     return (
