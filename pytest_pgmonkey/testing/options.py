@@ -276,9 +276,15 @@ def _contradictions(options: Options) -> None:
         raise OptionError(f"{given['image']} is for a container, and there is none here")
     if options.database != "auto" and options.config is None:
         raise OptionError(f"{given['database']} is for a server that --pgmonkey-config names")
-    if options.database == "existing" and (options.schema or options.extensions):
+    if options.schema or options.extensions:
+        refuse_existing(options)
+
+
+def refuse_existing(options: Options) -> None:
+    """Raise OptionError where nothing can be loaded into the tests' database."""
+    if options.database == "existing":
         raise OptionError(
-            f"{given['database']} is existing: nothing is ever committed in it, so "
+            f"{options.given['database']} is existing: nothing is ever committed in it, so "
             "schema and extensions cannot be loaded; use scratch databases"
         )
 

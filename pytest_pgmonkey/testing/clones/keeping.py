@@ -27,7 +27,7 @@ from ..servers.server import Reach
 if TYPE_CHECKING:
     from ..options import Options
     from ..servers.server import Server
-    from .clones import CloneWorld
+    from .isolation import CloneIsolation
 
 __all__ = ["Keeping", "KeptError", "engine_command", "reach"]
 
@@ -56,13 +56,13 @@ class Keeping:
         self._test = ""
         self._failed = self._refused = False
         self._plan: Kept | None = None
-        self._held: CloneWorld | None = None
+        self._held: CloneIsolation | None = None
         self._last: Kept | None = None
 
-    def hold(self, world: CloneWorld) -> None:
+    def hold(self, ended: CloneIsolation) -> None:
         """Take over the clone of a test that has used it for the last time."""
         self._let_go()
-        self._held = world
+        self._held = ended
 
     def close(self) -> None:
         """Keep what was promised, also where the run ends before the test's teardown does."""
@@ -142,7 +142,7 @@ class Keeping:
         self._let_go()
         return told
 
-    def _keep(self, world: CloneWorld, plan: Kept) -> str:
+    def _keep(self, held: CloneIsolation, plan: Kept) -> str:
         """Keep a clone; gives what went wrong."""
         try:
             kept = plan.save()
@@ -151,7 +151,7 @@ class Keeping:
         try:
             assert kept.file is not None
             self._server.outlive(kept.file)
-            self._server.rename_database(world.name, plan.name)
+            self._server.rename_database(held.name, plan.name)
         except (PGMonkeyError, psycopg.Error, OSError) as error:
             with contextlib.suppress(KeptError):
                 kept.forget()
