@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PACKAGE = Path(pytest_pgmonkey.__file__).parent
-PRODUCTION = sorted(
-    path.relative_to(PACKAGE).as_posix()
-    for path in PACKAGE.rglob("*.py")
-    if "testing" not in path.parts
-)
 TEST_SIDE = ("pytest", "_pytest", "testcontainers", "pytest_pgmonkey.testing")
 HEAVY = ("psycopg", "psycopg_pool", "yaml", "asyncio", "pytest_pgmonkey.handles")
 
@@ -200,47 +195,3 @@ def test_the_command_line_never_imports_the_test_side(arguments: list[str]) -> N
     """Commands of production run where pytest is not installed."""
     code = "import sys; from pytest_pgmonkey.cli import main; main(sys.argv[1:])"
     assert set() == of(TEST_SIDE, modules_after(code, *arguments))
-
-
-@pytest.mark.parametrize("name", PRODUCTION)
-def test_no_production_module_names_the_test_side(name: str) -> None:
-    """Not even inside a function: it would be imported one day."""
-    tree = ast.parse((PACKAGE / name).read_text("utf-8"))
-    imported = {
-        module
-        for node in ast.walk(tree)
-        for module in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    first = {module.partition(".")[0] for module in imported}
-    assert set() == first & {"pytest", "testcontainers", "testing"}
-
-
-def test_only_the_plugins_folder_imports_pytest() -> None:
-    """pytest is a leaf."""
-    importers = {
-        path.parent.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if (isinstance(node, ast.Import) and any(a.name == "pytest" for a in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.module == "pytest")
-    }
-    assert {"testing/plugin"} == importers
-
-
-def test_private_psycopg_names_stand_in_one_module() -> None:
-    """What a new psycopg may move is in one place."""
-    importers = {
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.ImportFrom)
-        and (node.module or "").startswith("psycopg")
-        and ("._" in (node.module or "") or any(alias.name.startswith("_") for alias in node.names))
-    }
-    assert importers <= {"internals.py"}
