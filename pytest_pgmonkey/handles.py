@@ -25,7 +25,6 @@ from psycopg_pool import PoolClosed
 
 from . import sources
 from .blocks import INHERITED, Block, Blocks, TransactionAbortedError, settle, undo
-from .config import ConnectionType
 from .connecting import (
     AsyncDirectSource,
     AsyncPoolSource,
@@ -39,6 +38,7 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
+from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
 from .secrets import redact_config, redact_text
 

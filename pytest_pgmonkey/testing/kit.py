@@ -10,6 +10,7 @@ import psycopg
 
 from ..config import connection_spec
 from ..connecting import AsyncDirectSource, Connector, DirectSource
+from ..connection_type import CONNECTION_TYPES
 from ..handles import make_handle
 from ..manager import PGConnectionManager
 from .clones.clones import Clones, CloneWorld
@@ -116,9 +117,7 @@ class Kit:
         self._database = Database(self, name, existing=existing is not None)
         conninfo = self.server.conninfo(name)
         self._sandbox = Sandbox(conninfo, self.options.wait_timeout)
-        self._specs = {
-            name: self.spec(name, conninfo) for name in ("normal", "pool", "async", "async_pool")
-        }
+        self._specs = {name: self.spec(name, conninfo) for name in CONNECTION_TYPES}
         self.interception.sandbox = self._sandbox
         self._sandbox.connect()
         self._pooled = self._sandbox.backend.is_pooled

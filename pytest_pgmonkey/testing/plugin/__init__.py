@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from ... import sources
+from ...connection_type import CONNECTION_TYPES
 from ...errors import PGMonkeyError
 from ...libpq import require_libpq
 from ..interception import Interception, Phase
 from ..options import (
     ISOLATIONS,
     OPTIONS,
-    TYPES,
     Option,
     OptionError,
     Options,
@@ -254,7 +254,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if types == ("native",):
         types = _NATIVE[is_async(metafunc.function)]
     elif types == ("all",):
-        types = TYPES
+        types = CONNECTION_TYPES
     metafunc.parametrize(name, types, indirect=True, ids=types)
 
 
