@@ -182,9 +182,12 @@ class _BaseHandle:
             return self._successor
         raise HandleClosedError(f"{self!r} was disconnected: get a new one from the manager")
 
+    @property
+    def _owner(self) -> _Keeper | None:
+        return self._manager() if self._manager is not None else None
+
     def _evict(self) -> None:
-        manager = self._manager() if self._manager is not None else None
-        if manager is not None:
+        if (manager := self._owner) is not None:
             manager._evict(self)
 
     def forget_parent(self) -> None:

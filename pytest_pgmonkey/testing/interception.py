@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..config import ConnectionSpec
-    from ..handles import AsyncHandle, Handle
+    from ..sources import HandleLike
 
 __all__ = ["Interception", "Phase"]
 
@@ -76,23 +76,22 @@ class Interception:
                 f"the ini file:\npgmonkey_map =\n    {name} = primary"
             )
 
-    def source(self, handle: Handle) -> Any:
+    def source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
         phase = self.phase
         if phase is Phase.TEST and self.everything:
             return self.sandbox.source(handle)
         return self._other_source(handle, "source")
 
-    def async_source(self, handle: AsyncHandle) -> Any:
+    def async_source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
         phase = self.phase
         if phase is Phase.TEST and self.everything:
             return self.sandbox.async_source(handle)
         return self._other_source(handle, "async_source")
 
-    def _other_source(self, handle: Handle | AsyncHandle, method: str) -> Any:
-        manager = handle._manager() if handle._manager is not None else None
-        if not self.intercepts(manager):
+    def _other_source(self, handle: HandleLike, method: str) -> Any:
+        if not self.intercepts(handle._owner):
             return None
         if self.phase is Phase.TEST:
             return getattr(self.sandbox, method)(handle)
