@@ -17,7 +17,7 @@ from ....errors import PGMonkeyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Binaries", "BinariesNotFoundError", "describe_source", "find_all", "find_binaries"]
+__all__ = ["Binaries", "BinariesNotFoundError", "find_all", "find_binaries"]
 
 EXECUTABLE = ".exe" if os.name == "nt" else ""
 SYSTEM_PATTERNS = (
@@ -136,11 +136,6 @@ def find_all() -> Iterator[Binaries]:
             if (resolved := binaries.bindir.resolve()) not in seen:
                 seen.add(resolved)
                 yield binaries
-
-
-def describe_source(bindir: Path | None = None) -> str:
-    """Name the binaries that would be used, for the report header; no server is started."""
-    return find_binaries(bindir).origin
 
 
 def _from_option(bindir: Path) -> Binaries:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from ....caches import may_enter
 from ..server import ServerStartError
 
 __all__ = ["ON_WINDOWS", "RUN", "choose_directories", "homes", "new_run"]
@@ -60,8 +61,6 @@ def _bases() -> list[Path]:
 
 
 def _is_usable(base: Path, uid: int | None) -> bool:
-    from .unprivileged import may_enter
-
     return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
 
 

@@ -10,14 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ....caches import private_cache
+from ....caches import locked, partial_directory, private_cache
 from .guardian import pack
-from .unprivileged import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,16 +83,12 @@ def _store(key: str, content: list[bytes]) -> None:
 
 
 def _write(cache: Path, key: str, content: list[bytes]) -> None:
-    partial = cache / f"partial-{secrets.token_hex(8)}"
-    try:
-        partial.mkdir(mode=0o700)
+    with partial_directory(cache) as partial:
         file = partial / key
         file.touch(mode=0o600)
         with file.open("wb") as writing:
             writing.writelines(content)
         file.rename(cache / key)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_oldest(cache: Path) -> None:
