@@ -23,21 +23,23 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pytest_pgmonkey import PGConnectionManager, kept
+from pytest_pgmonkey import PGConnectionManager, kept_databases
 from pytest_pgmonkey.errors import PGMonkeyError
-from pytest_pgmonkey.processes import identity, is_dead
+from pytest_pgmonkey.processes import is_dead, process_name
 from pytest_pgmonkey.testing.databases.recipe import Recipe
 from pytest_pgmonkey.testing.options import Options, resolve
 from pytest_pgmonkey.testing.servers.container import guardian
 from pytest_pgmonkey.testing.servers.container import server as container
+from pytest_pgmonkey.testing.servers.container.engine import EngineError, engine_problem
 from pytest_pgmonkey.testing.servers.container.server import (
     OWNER,
     ContainerServer,
-    EngineError,
     says_ready,
 )
+from pytest_pgmonkey.testing.servers.container.watcher import Watcher
 from pytest_pgmonkey.testing.servers.embedded import binaries
-from pytest_pgmonkey.testing.servers.server import ServerStartError, choose
+from pytest_pgmonkey.testing.servers.launch import choose
+from pytest_pgmonkey.testing.servers.server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +104,7 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The machine's engine, which has the image."""
-    problem = container.engine_problem()
+    problem = engine_problem()
     if problem is None:
         engine = Engine()
         try:
@@ -162,13 +164,13 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 @pytest.fixture
 def kept_until_the_end() -> Iterator[None]:
     """Forget what a test has kept, however it ends."""
-    assert kept.entries() == []
+    assert kept_databases.entries() == []
     yield
-    for one in kept.entries():
+    for one in kept_databases.entries():
         one.forget()
 
 
-def items(engine: Engine, one: kept.Kept) -> list[Any]:
+def items(engine: Engine, one: kept_databases.Kept) -> list[Any]:
     """What is in a table of a kept database, read with the password that the note leads to."""
     container = engine.client.containers.get(one.place["container"])
     command = shlex.split(one.note.partition(f" {container.name} ")[2])
@@ -177,7 +179,7 @@ def items(engine: Engine, one: kept.Kept) -> list[Any]:
         return conn.execute("SELECT id FROM item").fetchall()
 
 
-def databases(engine: Engine, one: kept.Kept) -> str:
+def databases(engine: Engine, one: kept_databases.Kept) -> str:
     """The databases in a container, by the command that people are told."""
     container = engine.client.containers.get(one.place["container"])
     command = shlex.split(one.psql.partition(f" {container.name} ")[2])
@@ -452,7 +454,7 @@ class TestEnds:
         self, engine: Engine, nothing_left: None
     ) -> None:
         """A process may be killed while the engine makes its container: the guardian waits."""
-        watcher = container._Watcher(attempt := secrets.token_hex(16))
+        watcher = Watcher(attempt := secrets.token_hex(16))
         process = watcher._process
         watcher._close()
         engine.client.containers.create(IMAGE, ["postgres"], labels={guardian.ATTEMPT: attempt})
@@ -461,7 +463,7 @@ class TestEnds:
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:
         """A process is dead when it was here, on this boot, and is no more."""
-        here = identity(os.getpid())
+        here = process_name(os.getpid())
         machine, pid, start = here.rsplit(" ", 2)
         assert not is_dead(here)
         assert is_dead(f"{machine} {pid} {int(start) + 1}")
@@ -537,15 +539,15 @@ class TestRuns:
         result = run(*options)
         result.assert_outcomes(failed=2)
         ContainerServer.start(IMAGE).stop()  # sweeps
-        first, second = kept.entries()
+        first, second = kept_databases.entries()
         assert f"\n{first.psql}\n" in result.stdout.str()
         assert "password=***REDACTED***" in result.stdout.str()  # in the repr of a fixture
         assert not re.search(r"password=\w", result.stdout.str())
         assert [items(engine, one) for one in (first, second)] == [[(7,)], [(7,)]]
-        kept.remove(first)
+        kept_databases.remove(first)
         assert wait_until(lambda: first.name not in databases(engine, first))
         assert not second.is_gone()
-        kept.remove(second)
+        kept_databases.remove(second)
         assert wait_until(second.is_gone)
 
     def test_an_absent_engine_is_one_clear_error(
@@ -630,4 +632,4 @@ LOG:  listening on Unix socket "/var/run/postgresql/.s.PGSQL.5432"
 
 def test_the_owner_is_named_on_the_container(server: ContainerServer, engine: Engine) -> None:
     """The container tells whose it is."""
-    assert identity(os.getpid()) == engine.of(server).labels[OWNER]
+    assert process_name(os.getpid()) == engine.of(server).labels[OWNER]

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .options import Options
     from .sandbox.sandbox import Scope
-    from .servers.embedded.workers import Worker
     from .servers.launch import Launch
     from .servers.server import Server
+    from .servers.worker import Worker
 
 __all__ = ["Kit"]
 
@@ -171,7 +171,12 @@ class Kit:
             from .databases.extensions import create_extensions
 
             with _connect(self.server.admin_conninfo(name)) as conn:
-                create_extensions(conn, self.options.extensions, self.server)
+                create_extensions(
+                    conn,
+                    self.options.extensions,
+                    self.server.description,
+                    self.server.extension_advice,
+                )
 
     def spec(self, connection_type: str, conninfo: dict[str, str]) -> ConnectionSpec:
         """Give the configuration of a type for a database of the server."""
@@ -334,7 +339,7 @@ class Kit:
         if self._keeping is None:
             from .clones.keeping import Keeping
 
-            self._keeping = Keeping(self.options, self._server)
+            self._keeping = Keeping(self._server)
         return self._keeping.see(test, when, failed=failed, cloned=self._world is not None)
 
     def _reopen(self) -> None:
