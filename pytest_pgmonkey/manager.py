@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, over
 from weakref import ref
 
 from . import sources
-from .config import ConnectionType, connection_spec, prepare_config, read_spec
+from .config import connection_spec, prepare_config, read_spec
 from .connecting import adrive, drive, forget_in_child
+from .connection_type import ConnectionType
 from .handles import AsyncHandle, Handle, make_handle
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ..config import ConnectionSpec
-    from ..handles import AsyncHandle, Handle
     from ..manager import PGConnectionManager
+    from ..sources import HandleLike
     from .isolation import Sources
 
 __all__ = ["Interception"]
@@ -35,7 +35,7 @@ class Interception:
         self._kit_is_used = kit_is_used
         self._collected = False
         self._own: WeakSet[object] = WeakSet()
-        self._leading: Sources | None = None  # what handles borrow from now
+        self._leading: Any = None  # what handles borrow from now
         self._primary: str | None = None
         self._primary_origin = ""
 
@@ -92,23 +92,22 @@ class Interception:
 
     # Every borrower passes these two.
 
-    def source(self, handle: Handle) -> Any:
+    def source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
         leading = self._leading
         if leading is not None and self._everything:
             return leading.source(handle)
         return self._other_source(handle, "source")
 
-    def async_source(self, handle: AsyncHandle) -> Any:
+    def async_source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
         leading = self._leading
         if leading is not None and self._everything:
             return leading.async_source(handle)
         return self._other_source(handle, "async_source")
 
-    def _other_source(self, handle: Handle | AsyncHandle, method: str) -> Any:
-        manager = handle._manager() if handle._manager is not None else None
-        if not self._everything and manager not in self._own:
+    def _other_source(self, handle: HandleLike, method: str) -> Any:
+        if not self._everything and handle._owner not in self._own:
             return None
         leading = self._leading  # once: the test may end in another thread
         if leading is not None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
-    from .servers.embedded.workers import Worker
     from .servers.launch import Launch
     from .servers.server import Server
+    from .servers.worker import Worker
 
 __all__ = ["Kit"]
 
@@ -132,7 +132,7 @@ class Kit:
         if options.keep == "failed":
             from .clones.keeping import Keeping
 
-            self._keeping = Keeping(options, server)
+            self._keeping = Keeping(server)
             self._ends.callback(self._keeping.close)
         return database
 

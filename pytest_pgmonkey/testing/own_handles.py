@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..config import connection_spec
+from ..connection_type import CONNECTION_TYPES
 from ..handles import make_handle
 from ..manager import PGConnectionManager
-from .options import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ class OwnHandles:
 
     def __init__(self, config: Mapping[str, Any], interception: Interception) -> None:
         self._interception = interception
-        self._specs = {name: connection_spec(config, name) for name in TYPES}
+        self._specs = {name: connection_spec(config, name) for name in CONNECTION_TYPES}
 
     def make(self, connection_type: str) -> Any:
         """Give a new handle of a type."""

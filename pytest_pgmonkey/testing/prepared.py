@@ -118,7 +118,12 @@ class Preparation:
             from .databases.extensions import create_extensions
 
             with _connect(self.server.admin_conninfo(name)) as conn:
-                create_extensions(conn, self._extensions, self.server)
+                create_extensions(
+                    conn,
+                    self._extensions,
+                    self.server.description,
+                    self.server.extension_advice,
+                )
         with self._leading_to(name):
             load_schema(self._steps, lambda: _connect(self.server.conninfo(name)))
 

@@ -93,9 +93,7 @@ class Clones:
             self._enqueue("make", self._name("clone"))
 
     def _name(self, kind: str) -> str:
-        # The workers of a run share a server of the kit's own, each with a database of its name.
-        of = "" if self._server.source == "config" else f"{self._source}_"
-        return self._server.scratch_name(f"{of}{kind}{self._count}")
+        return self._server.scratch_name(f"{kind}{self._count}")
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""

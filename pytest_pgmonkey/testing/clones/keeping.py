@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import shutil
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from ...errors import PGMonkeyError
 from ...kept_databases import (
@@ -22,25 +19,12 @@ from ...kept_databases import (
     writable_directory,
 )
 from ...secrets import redact_text
-from ..servers.server import Reach
 
 if TYPE_CHECKING:
-    from ..options import Options
     from ..servers.server import Server
     from .isolation import CloneIsolation
 
-__all__ = ["Keeping", "KeptError", "engine_command", "reach"]
-
-
-def reach(conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> Reach:
-    """Tell how psql and others reach a database."""
-    dsn = make_conninfo(**conninfo)
-    return Reach(dsn, f"psql {shlex.quote(dsn)}", place, note)
-
-
-def engine_command() -> str:
-    """Give the command of the container engine that this machine has."""
-    return "podman" if not shutil.which("docker") and shutil.which("podman") else "docker"
+__all__ = ["Keeping"]
 
 
 class Keeping:
@@ -50,8 +34,7 @@ class Keeping:
     until then. What it will be called is told with the failure, where people look for it.
     """
 
-    def __init__(self, options: Options, server: Server) -> None:
-        self._options = options
+    def __init__(self, server: Server) -> None:
         self._server = server
         self._test = ""
         self._failed = self._refused = False
@@ -114,22 +97,16 @@ class Keeping:
 
     def _make_plan(self) -> Kept:
         name = new_name(self._test)
-        found = self._server.reach(name)
-        place = dict(found.place)
-        if self._server.source == "config":
-            place["options"] = {
-                "resolve_env": self._options.resolve_env,
-                "allow_sensitive_defaults": self._options.allow_sensitive_defaults,
-            }
+        address = self._server.address_after_run(name)
         return Kept(
             name=name,
             test=self._test,
             made=datetime.now(timezone.utc).isoformat(),
             source=self._server.source,
-            dsn=found.dsn,
-            psql=found.psql,
-            place=place,
-            note=found.note,
+            dsn=address.dsn,
+            psql=address.psql,
+            place=address.place,
+            note=address.note,
         )
 
     def _settle(self) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ... import sources
-from ..options import TYPES, OptionError, judge_types
+from ...connection_type import CONNECTION_TYPES
+from ..options import OptionError, judge_types
 from . import internals
 from .configure import INTERCEPTION, OPTIONS
 from .marker import MARKER, WISH, marked, wish_of
@@ -108,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if types == ("native",):
         types = _NATIVE[is_async(metafunc.function)]
     elif types == ("all",):
-        types = TYPES
+        types = CONNECTION_TYPES
     metafunc.parametrize(name, types, indirect=True, ids=types)
 
 

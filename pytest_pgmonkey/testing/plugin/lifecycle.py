@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..kit import Kit
     from ..prepared import Database
-    from ..servers.embedded.workers import Worker
+    from ..servers.worker import Worker
 
 KIT: Final = pytest.StashKey["Kit"]()
 _RUN: Final = pytest.StashKey[dict[str, str | int]]()
@@ -125,7 +125,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of which run it is; called in the controller."""
-    from ..servers.embedded.directories import RUN, new_run
+    from ..servers.worker import RUN, new_run
 
     node.workerinput[RUN] = node.config.stash.setdefault(_RUN, new_run())
 
@@ -134,7 +134,7 @@ def _worker(config: pytest.Config) -> Worker | None:
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         return None
-    from ..servers.embedded.workers import worker_of
+    from ..servers.worker import worker_of
 
     return worker_of(workerinput)
 

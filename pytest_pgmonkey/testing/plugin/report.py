@@ -32,7 +32,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _header(options: Options) -> str:
-    from ..servers.server import choose
+    from ..servers.launch import choose
 
     try:
         choice = choose(options)
