@@ -23,11 +23,12 @@ from ...kept_databases import (
 )
 from ...secrets import redact_text
 from ..servers.server import Reach
+from .isolation import CloneIsolation
 
 if TYPE_CHECKING:
+    from ..isolation import Isolation
     from ..options import Options
     from ..servers.server import Server
-    from .isolation import CloneIsolation
 
 __all__ = ["Keeping", "KeptError", "engine_command", "reach"]
 
@@ -69,16 +70,17 @@ class Keeping:
         if self._plan is not None:
             self._settle()
 
-    def see(self, test: str, when: str, *, failed: bool, cloned: bool) -> str:
+    def see(self, test: str, when: str, *, failed: bool, running: Isolation) -> str:
         """Take note of a phase of a test; give what its report should tell, if anything.
 
-        `cloned` says whether the test has a clone now.
+        `running` is what the test runs in now.
         """
         if when == "setup":
             self._begin(test)
         self._failed |= failed
         if when == "teardown":
             return self._settle()
+        cloned = isinstance(running, CloneIsolation)
         return self._announce() if failed and cloned and self._plan is None else ""
 
     def _begin(self, test: str) -> None:
