@@ -129,7 +129,7 @@ class Kit:
         database = Database(preparation, self._rollback, self._clones.forget_template)
         for end in (database.remove_files, self._rollback.close, self._clones.close):
             self._ends.callback(end)
-        if options.keep == "failed":
+        if options.keep != "never":
             from .clones.keeping import Keeping
 
             self._keeping = Keeping(server)
@@ -177,8 +177,7 @@ class Kit:
         """Follow the phases of a test whose database may be kept; give what its report tells."""
         if self._keeping is None:
             return ""
-        cloned = isinstance(self.isolation, CloneIsolation)
-        return self._keeping.see(test, when, failed=failed, cloned=cloned)
+        return self._keeping.see(test, when, failed=failed, running=self.isolation)
 
     def close(self) -> None:
         """End everything that the process has started."""

@@ -19,10 +19,11 @@ from ...kept_databases import (
     writable_directory,
 )
 from ...secrets import redact_text
+from .isolation import CloneIsolation
 
 if TYPE_CHECKING:
+    from ..isolation import Isolation
     from ..servers.server import Server
-    from .isolation import CloneIsolation
 
 __all__ = ["Keeping"]
 
@@ -52,16 +53,17 @@ class Keeping:
         if self._plan is not None:
             self._settle()
 
-    def see(self, test: str, when: str, *, failed: bool, cloned: bool) -> str:
+    def see(self, test: str, when: str, *, failed: bool, running: Isolation) -> str:
         """Take note of a phase of a test; give what its report should tell, if anything.
 
-        `cloned` says whether the test has a clone now.
+        `running` is what the test runs in now.
         """
         if when == "setup":
             self._begin(test)
         self._failed |= failed
         if when == "teardown":
             return self._settle()
+        cloned = isinstance(running, CloneIsolation)
         return self._announce() if failed and cloned and self._plan is None else ""
 
     def _begin(self, test: str) -> None:

@@ -42,7 +42,7 @@ def _header(options: Options) -> str:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.stash[OPTIONS].keep == "failed":
+    if session.config.stash[OPTIONS].keep != "never":
         session.config.pluginmanager.register(_FailedTests(), "pgmonkey-keep")
 
 
