@@ -189,7 +189,7 @@ class PGConnectionManager:
             except BaseException:
                 self._evict(handle)
                 raise
-        for old in self._enthrone(key, handle, reload):
+        for old in self._replace(key, handle, reload):
             yield partial(old._supersede, cast("Any", handle))
         return handle
 
@@ -206,8 +206,8 @@ class PGConnectionManager:
                 self._cache[key] = handle
             return handle
 
-    def _enthrone(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
-        """Put an opened handle in its place; gives those that it takes the place of."""
+    def _replace(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
+        """Put an opened handle in its place; gives those that it replaces."""
         spec, loop = key
         replaced: list[AnyHandle] = []
         with self._lock:
