@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .blocks import TransactionAbortedError
-    from .config import ConnectionType, load_config
+    from .config import load_config
+    from .connection_type import ConnectionType
     from .errors import (
         ConfigError,
         EnvInterpolationError,
@@ -46,7 +47,7 @@ __all__ = [
 _HOMES = {
     "AsyncHandle": "handles",
     "ConfigError": "errors",
-    "ConnectionType": "config",
+    "ConnectionType": "connection_type",
     "EnvInterpolationError": "errors",
     "Handle": "handles",
     "HandleClosedError": "errors",

@@ -12,11 +12,11 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import yaml
 
+from .connection_type import CONNECTION_TYPES, ConnectionType
 from .errors import ConfigError
 from .judge import TLS_FILES, Judge, expanded, judge_name, kind_of, nearest, shown
 from .secrets import interpolate, is_reference, is_sensitive, redact_text
@@ -30,36 +30,6 @@ __all__ = [
     "read_mapping",
     "read_spec",
 ]
-
-
-class ConnectionType(str, Enum):
-    """The four ways to connect."""
-
-    NORMAL = "normal"
-    POOL = "pool"
-    ASYNC = "async"
-    ASYNC_POOL = "async_pool"
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def is_async(self) -> bool:
-        return self in (ConnectionType.ASYNC, ConnectionType.ASYNC_POOL)
-
-    @property
-    def is_pool(self) -> bool:
-        return self in (ConnectionType.POOL, ConnectionType.ASYNC_POOL)
-
-    @property
-    def settings_section(self) -> str:
-        return "async_settings" if self.is_async else "sync_settings"
-
-    @property
-    def pool_section(self) -> str | None:
-        if not self.is_pool:
-            return None
-        return "async_pool_settings" if self.is_async else "pool_settings"
 
 
 SECTIONS = (
@@ -285,8 +255,7 @@ def _connection_type(
         return ConnectionType(named)
     except ValueError:
         pass
-    known = [str(type_) for type_ in ConnectionType]
-    hint = nearest(named, known) or f"one of {', '.join(known)}"
+    hint = nearest(named, CONNECTION_TYPES) or f"one of {', '.join(CONNECTION_TYPES)}"
     if asked is not None:
         raise ConfigError(f"unknown connection type {shown(named)}", hint=hint)
     raise ConfigError(f"unknown connection type {shown(named)}", origin, "connection_type", hint)

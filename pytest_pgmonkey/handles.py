@@ -25,7 +25,6 @@ from psycopg_pool import PoolClosed
 
 from . import sources
 from .blocks import INHERITED, Block, Blocks, TransactionAbortedError, settle, undo
-from .config import ConnectionType
 from .connecting import (
     AsyncDirectSource,
     AsyncPoolSource,
@@ -39,6 +38,7 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
+from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
 from .secrets import redact_config, redact_text
 
@@ -182,9 +182,12 @@ class _BaseHandle:
             return self._successor
         raise HandleClosedError(f"{self!r} was disconnected: get a new one from the manager")
 
+    @property
+    def _owner(self) -> _Keeper | None:
+        return self._manager() if self._manager is not None else None
+
     def _evict(self) -> None:
-        manager = self._manager() if self._manager is not None else None
-        if manager is not None:
+        if (manager := self._owner) is not None:
             manager._evict(self)
 
     def forget_parent(self) -> None:

@@ -21,7 +21,7 @@ from .libpq import require_libpq
 from .secrets import is_reference, redact_text
 
 if TYPE_CHECKING:
-    from .config import ConnectionType
+    from .connection_type import ConnectionType
 
 __all__ = [
     "TLS_FILES",

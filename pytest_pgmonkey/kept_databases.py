@@ -94,16 +94,7 @@ class Kept:
 
     def is_gone(self) -> bool:
         """Whether it is certain that the database is no more."""
-        if self.source == "container":
-            return is_dead(self.place["guardian"]) or not _listens(self.place)
-        if self.source == "embedded" and not _listens(self.place):
-            return True
-        try:
-            with _connect(self) as conn:
-                query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
-                return conn.execute(query, [self.name]).fetchone() is None
-        except KeptError:
-            return False
+        return _SOURCES[self.source].is_gone(self)
 
 
 def new_name(test: str) -> str:
@@ -137,21 +128,8 @@ def remove(kept: Kept) -> None:
 
     Raises KeptError.
     """
-    if kept.source == "config" or (kept.source == "embedded" and _listens(kept.place)):
-        _drop(kept)
-    kept.forget()  # what is in a container is dropped by the process that guards it
-
-
-def _drop(kept: Kept) -> None:
-    import psycopg
-    from psycopg import sql
-
-    statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
-    with _connect(kept) as conn:
-        try:
-            conn.execute(statement.format(sql.Identifier(kept.name)))
-        except psycopg.Error as error:
-            raise KeptError(f"{kept.name} cannot be dropped: {error}") from None
+    _SOURCES[kept.source].drop(kept)
+    kept.forget()
 
 
 def remove_old() -> None:
@@ -187,9 +165,110 @@ def writable_directory() -> Path:
 def _read(file: Path) -> Kept | None:
     """Read an entry; `None` where it is just being removed, or is no entry of this version."""
     try:
-        return Kept(**json.loads(file.read_text("utf-8")), file=file)
+        kept = Kept(**json.loads(file.read_text("utf-8")), file=file)
+        return kept if kept.source in _SOURCES else None
     except (OSError, ValueError, TypeError):
         return None
+
+
+# --- where a database is kept ---
+
+
+class _Source:
+    """Where databases are kept: a server on which they can be seen and dropped."""
+
+    def connect(self, kept: Kept) -> Connection[Any]:
+        """Connect as the role that may drop the database; raises KeptError."""
+        raise NotImplementedError
+
+    def is_gone(self, kept: Kept) -> bool:
+        """Whether it is certain that the database is no more."""
+        try:
+            with self.connect(kept) as conn:
+                query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
+                return conn.execute(query, [kept.name]).fetchone() is None
+        except KeptError:
+            return False
+
+    def drop(self, kept: Kept) -> None:
+        """Drop the database; raises KeptError."""
+        import psycopg
+        from psycopg import sql
+
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+        with self.connect(kept) as conn:
+            try:
+                conn.execute(statement.format(sql.Identifier(kept.name)))
+            except psycopg.Error as error:
+                raise KeptError(f"{kept.name} cannot be dropped: {error}") from None
+
+
+class _Configured(_Source):
+    """A server that somebody else runs: its file is read again, so that no password is kept."""
+
+    def connect(self, kept: Kept) -> Connection[Any]:
+        import psycopg
+
+        from .config import read_spec
+        from .connecting import Connector, drive
+        from .secrets import redact_text
+
+        file = kept.place["file"]
+        hidden: tuple[str, ...] = ()
+        try:
+            spec = read_spec(file, "normal", **kept.place["options"])
+            hidden = spec.secrets
+            conninfo = {"connect_timeout": str(_CONNECT_LIMIT), **spec.conninfo_dict}
+            spec = replace(spec, conninfo=tuple(sorted(conninfo.items())))
+            conn: Connection[Any] = drive(Connector(spec).connect())
+            conn.autocommit = True
+        except (PGMonkeyError, psycopg.Error, OSError) as error:
+            text = redact_text(str(error), hidden)
+            raise KeptError(text if file in text else f"{file}: {text}") from None
+        return conn
+
+
+class _Embedded(_Source):
+    """A server of the kit's own, which lives as long as a database is kept on it."""
+
+    def connect(self, kept: Kept) -> Connection[Any]:
+        import psycopg
+
+        try:
+            return psycopg.connect(
+                host=kept.place["host"],
+                port=kept.place["port"],
+                user=_SUPERUSER,
+                dbname=_SUPERUSER,
+                connect_timeout=_CONNECT_LIMIT,
+                autocommit=True,
+            )
+        except psycopg.Error as error:
+            raise KeptError(f"the server of {kept.name} does not answer: {error}") from None
+
+    def is_gone(self, kept: Kept) -> bool:
+        return not _listens(kept.place) or super().is_gone(kept)
+
+    def drop(self, kept: Kept) -> None:
+        if _listens(kept.place):
+            super().drop(kept)
+
+
+class _Contained(_Source):
+    """A container, whose passwords nobody knows."""
+
+    def is_gone(self, kept: Kept) -> bool:
+        return is_dead(kept.place["guardian"]) or not _listens(kept.place)
+
+    def drop(self, kept: Kept) -> None:
+        """Leave it to the process that guards the container."""
+
+
+_SOURCES: Final[dict[str, _Source]] = {
+    "config": _Configured(),
+    "embedded": _Embedded(),
+    "container": _Contained(),
+}
 
 
 def _listens(place: Mapping[str, Any]) -> bool:
@@ -204,43 +283,3 @@ def _listens(place: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _connect(kept: Kept) -> Connection[Any]:
-    """Connect as the role that may drop the database; raises KeptError."""
-    if kept.source == "config":
-        return _connect_configured(kept.place)
-    import psycopg
-
-    try:
-        return psycopg.connect(
-            host=kept.place["host"],
-            port=kept.place["port"],
-            user=_SUPERUSER,
-            dbname=_SUPERUSER,
-            connect_timeout=_CONNECT_LIMIT,
-            autocommit=True,
-        )
-    except psycopg.Error as error:
-        raise KeptError(f"the server of {kept.name} does not answer: {error}") from None
-
-
-def _connect_configured(place: Mapping[str, Any]) -> Connection[Any]:
-    import psycopg
-
-    from .config import read_spec
-    from .connecting import Connector, drive
-    from .secrets import redact_text
-
-    hidden: tuple[str, ...] = ()
-    try:
-        spec = read_spec(place["file"], "normal", **place["options"])
-        hidden = spec.secrets
-        conninfo = {"connect_timeout": str(_CONNECT_LIMIT), **spec.conninfo_dict}
-        spec = replace(spec, conninfo=tuple(sorted(conninfo.items())))
-        conn: Connection[Any] = drive(Connector(spec).connect())
-        conn.autocommit = True
-    except (PGMonkeyError, psycopg.Error, OSError) as error:
-        text = redact_text(str(error), hidden)
-        raise KeptError(text if place["file"] in text else f"{place['file']}: {text}") from None
-    return conn

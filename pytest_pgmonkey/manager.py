@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, over
 from weakref import ref
 
 from . import sources
-from .config import ConnectionType, connection_spec, prepare_config, read_spec
+from .config import connection_spec, prepare_config, read_spec
 from .connecting import adrive, drive, forget_in_child
+from .connection_type import ConnectionType
 from .handles import AsyncHandle, Handle, make_handle
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class PGConnectionManager:
             except BaseException:
                 self._evict(handle)
                 raise
-        for old in self._enthrone(key, handle, reload):
+        for old in self._replace(key, handle, reload):
             yield partial(old._supersede, cast("Any", handle))
         return handle
 
@@ -205,8 +206,8 @@ class PGConnectionManager:
                 self._cache[key] = handle
             return handle
 
-    def _enthrone(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
-        """Put an opened handle in its place; gives those that it takes the place of."""
+    def _replace(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
+        """Put an opened handle in its place; gives those that it replaces."""
         spec, loop = key
         replaced: list[AnyHandle] = []
         with self._lock:

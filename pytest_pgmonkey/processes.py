@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["identity", "is_dead"]
+__all__ = ["is_dead", "process_name"]
 
 
-def identity(pid: int) -> str:
+def process_name(pid: int) -> str:
     """Name a process as no other will ever be named; empty where it has ended or none can be."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
@@ -21,7 +21,7 @@ def is_dead(owner: str) -> bool:
     """Whether the process of a name is known to have ended: one of elsewhere is not."""
     machine, _, process = owner.rpartition(" ")[0].rpartition(" ")
     try:
-        return machine == _machine() and identity(int(process)) != owner
+        return machine == _machine() and process_name(int(process)) != owner
     except (OSError, ValueError):
         return False
 

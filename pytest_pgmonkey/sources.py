@@ -8,7 +8,16 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
     from .config import ConnectionSpec
-    from .handles import AsyncHandle, Handle
+
+
+class HandleLike(Protocol):
+    """A handle, as an interceptor sees it."""
+
+    spec: ConnectionSpec
+
+    @property
+    def _owner(self) -> object:
+        """The manager that made the handle, `None` without one."""
 
 
 class Source(Protocol):
@@ -33,13 +42,13 @@ class Interceptor(Protocol):
     def judge(self, spec: ConnectionSpec, owner: object) -> bool:
         """Accept or refuse what a manager is asked for; false where it shall really connect."""
 
-    def source(self, handle: Handle) -> Source | None:
+    def source(self, handle: HandleLike) -> Source | None:
         """Give the source to borrow from now, `None` for the handle's own.
 
         Raises SandboxError where no test of the kit runs.
         """
 
-    def async_source(self, handle: AsyncHandle) -> AsyncSource | None:
+    def async_source(self, handle: HandleLike) -> AsyncSource | None:
         """Give the source to borrow from now, `None` for the handle's own.
 
         Raises SandboxError where no test of the kit runs.
@@ -49,11 +58,11 @@ class Interceptor(Protocol):
 interceptor: Interceptor | None = None
 
 
-def lent_to(handle: Handle) -> Source | None:
+def lent_to(handle: HandleLike) -> Source | None:
     """Give what an interceptor puts in the place of a handle's own source."""
     return interceptor.source(handle) if interceptor is not None else None
 
 
-def lent_to_async(handle: AsyncHandle) -> AsyncSource | None:
+def lent_to_async(handle: HandleLike) -> AsyncSource | None:
     """Give what an interceptor puts in the place of an async handle's own source."""
     return interceptor.async_source(handle) if interceptor is not None else None

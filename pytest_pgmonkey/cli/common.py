@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 
+from ..connection_type import CONNECTION_TYPES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 __all__ = [
-    "CONNECTION_TYPES",
     "CommandError",
     "HelpFormatter",
     "add_command",
@@ -27,9 +28,6 @@ __all__ = [
     "config_arguments",
     "say",
 ]
-
-# A copy of config.ConnectionType's values: building the parser must not import config.
-CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
 
 
 class CommandError(Exception):

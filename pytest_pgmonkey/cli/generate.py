@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 
+from ..connection_type import ConnectionType
 from .common import add_command, add_config_options, add_connection_type, config_arguments, say
 
 TYPE_CHECKING = False
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping
     from typing import Any
-
-    from ..config import ConnectionType
 
 __all__ = ["register"]
 
@@ -117,8 +116,6 @@ def _own_script(args: argparse.Namespace) -> str:
 
 
 def _type(args: argparse.Namespace, config: Mapping[str, Any]) -> ConnectionType:
-    from ..config import ConnectionType
-
     return ConnectionType(args.connection_type or config.get("connection_type") or "normal")
 
 

@@ -30,32 +30,32 @@ class PGMonkey:
     @cached_property
     def manager(self) -> PGConnectionManager:
         """A manager; whatever file or dictionary it is given leads to the test's database."""
-        return self._kit.manager()
+        return self._kit.handles.manager()
 
     @cached_property
     def normal(self) -> Handle:
         """The handle of type `normal`."""
-        return cast("Handle", self._kit.handle("normal"))
+        return cast("Handle", self._kit.handles.make("normal"))
 
     @cached_property
     def pool(self) -> Handle:
         """The handle of type `pool`."""
-        return cast("Handle", self._kit.handle("pool"))
+        return cast("Handle", self._kit.handles.make("pool"))
 
     @cached_property
     def async_(self) -> AsyncHandle:
         """The handle of type `async`."""
-        return cast("AsyncHandle", self._kit.handle("async"))
+        return cast("AsyncHandle", self._kit.handles.make("async"))
 
     @cached_property
     def async_pool(self) -> AsyncHandle:
         """The handle of type `async_pool`."""
-        return cast("AsyncHandle", self._kit.handle("async_pool"))
+        return cast("AsyncHandle", self._kit.handles.make("async_pool"))
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration of the test's database, as `load_config` gives it."""
-        return self._kit.server.config(self._kit.conninfo["dbname"])
+        return self._kit.server.config(self._kit.isolation.conninfo["dbname"])
 
     @property
     def dsn(self) -> str:
@@ -65,9 +65,9 @@ class PGMonkey:
         see what the test wrote, and **it commits for good**. It waits for a lock no longer than
         `wait-timeout` (its `lock_timeout`). In clone isolation it leads to the test's database.
         """
-        return make_conninfo(**self._kit.conninfo)
+        return make_conninfo(**self._kit.isolation.conninfo)
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""
         __tracebackhide__ = True
-        return self._kit.execute(query, params)
+        return self._kit.isolation.execute(query, params)

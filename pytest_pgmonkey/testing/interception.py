@@ -2,65 +2,79 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ..errors import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..config import ConnectionSpec
-    from ..handles import AsyncHandle, Handle
+    from ..manager import PGConnectionManager
+    from ..sources import HandleLike
+    from .isolation import Sources
 
-__all__ = ["Interception", "Phase"]
-
-
-class Phase(Enum):
-    """What a handle that is entered now leads to."""
-
-    UNDECIDED = auto()  # tests are being collected: does any of them use the kit?
-    OUTSIDE = auto()  # nowhere: no test of the kit runs
-    PREPARING = auto()  # the database that is being prepared
-    TEST = auto()  # the test's transaction
+__all__ = ["Interception"]
 
 
 class Interception:
     """The interceptor of `pytest_pgmonkey.sources` for one test session.
 
-    With `everything` false only the kit's own managers are intercepted (`own`), and the
-    application's handles are left alone.
+    With `everything` false only the kit's own managers are intercepted, and the application's
+    handles are left alone. `kit_is_used` is asked when a handle is entered before the tests are
+    collected.
     """
 
-    def __init__(self, mapped: Mapping[str, str], *, everything: bool = True) -> None:
-        self.phase = Phase.UNDECIDED
-        self.everything = everything
-        self.own: WeakSet[Any] = WeakSet()
-        self.used: Callable[[], bool] = lambda: True
-        """Asked when a handle is entered before it is known whether the kit is in use."""
-        self.isolation = "rollback"
-        """That of the test which is about to run."""
-        self.clones_wanted = False
-        """Whether any test of the run has isolation clone."""
-        self.sandbox: Any = None
-        self.preparing: Any = None
-        """Makes the sources that lead to the database being prepared."""
+    def __init__(
+        self, mapped: Mapping[str, str], kit_is_used: Callable[[], bool], *, everything: bool
+    ) -> None:
+        self._everything = everything
         self._mapped = mapped
+        self._kit_is_used = kit_is_used
+        self._collected = False
+        self._own: WeakSet[object] = WeakSet()
+        self._leading: Any = None  # what handles borrow from now
         self._primary: str | None = None
         self._primary_origin = ""
 
-    def intercepts(self, owner: object) -> bool:
-        """Whether the handles of this manager are led to the test's database."""
-        return self.everything or (owner is not None and owner in self.own)
+    # What handles lead to
 
-    def judge(self, spec: ConnectionSpec, owner: object = None) -> bool:
+    def collected(self) -> None:
+        """Note that the tests are known: from now on handles are refused where none runs."""
+        self._collected = True
+
+    @contextmanager
+    def preparing(self, sources: Sources) -> Iterator[None]:
+        """Lead handles to the database being prepared, for a block."""
+        before, self._leading = self._leading, sources
+        try:
+            yield
+        finally:
+            self._leading = before
+
+    def begin_test(self, isolation: Sources) -> None:
+        """Lead handles to a test's isolation from now on."""
+        self._leading = isolation
+
+    def end_test(self) -> None:
+        """Refuse handles until the next test."""
+        self._leading = None
+
+    # Which handles
+
+    def adopt(self, manager: PGConnectionManager) -> None:
+        """Take a manager for the kit's own, whose handles are led to the test in any case."""
+        self._own.add(manager)
+
+    def judge(self, spec: ConnectionSpec, owner: object) -> bool:
         """Accept or refuse a configuration; gives whether its handle is intercepted."""
-        if not self.intercepts(owner):
-            return False
-        if owner is None or owner not in self.own:
+        if owner in self._own:
+            return True
+        if self._everything:
             self._judge_database(spec)
-        return True
+        return self._everything
 
     def _judge_database(self, spec: ConnectionSpec) -> None:
         name = spec.dbname
@@ -76,29 +90,29 @@ class Interception:
                 f"the ini file:\npgmonkey_map =\n    {name} = primary"
             )
 
-    def source(self, handle: Handle) -> Any:
+    # Every borrower passes these two.
+
+    def source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
-        phase = self.phase
-        if phase is Phase.TEST and self.everything:
-            return self.sandbox.source(handle)
+        leading = self._leading
+        if leading is not None and self._everything:
+            return leading.source(handle)
         return self._other_source(handle, "source")
 
-    def async_source(self, handle: AsyncHandle) -> Any:
+    def async_source(self, handle: HandleLike) -> Any:
         """Give what to borrow from now, `None` for the handle's own; raises SandboxError."""
-        phase = self.phase
-        if phase is Phase.TEST and self.everything:
-            return self.sandbox.async_source(handle)
+        leading = self._leading
+        if leading is not None and self._everything:
+            return leading.async_source(handle)
         return self._other_source(handle, "async_source")
 
-    def _other_source(self, handle: Handle | AsyncHandle, method: str) -> Any:
-        manager = handle._manager() if handle._manager is not None else None
-        if not self.intercepts(manager):
+    def _other_source(self, handle: HandleLike, method: str) -> Any:
+        if not self._everything and handle._owner not in self._own:
             return None
-        if self.phase is Phase.TEST:
-            return getattr(self.sandbox, method)(handle)
-        if self.phase is Phase.PREPARING:
-            return getattr(self.preparing, method)(handle)
-        if self.phase is Phase.UNDECIDED and not self.used():
+        leading = self._leading  # once: the test may end in another thread
+        if leading is not None:
+            return getattr(leading, method)(handle)
+        if not self._collected and not self._kit_is_used():
             return None
         raise SandboxError(
             f"{handle!r} is used outside of a test that has a database. Let the test ask for one: "

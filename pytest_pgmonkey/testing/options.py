@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, Final
 
+from ..connection_type import CONNECTION_TYPES
 from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
-TYPES: Final = ("normal", "pool", "async", "async_pool")
 ISOLATIONS: Final = ("rollback", "clone")
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off", ""})
@@ -245,13 +245,13 @@ def _mapping(lines: Iterable[str], origin: str) -> dict[str, str]:
 
 def judge_types(names: tuple[str, ...], origin: str) -> tuple[str, ...]:
     """Check connection type names, among which `native` and `all` stand alone."""
-    allowed = (*TYPES, "native", "all")
+    allowed = (*CONNECTION_TYPES, "native", "all")
     if not names:
         raise OptionError(f"{origin}: names no type; there are {', '.join(allowed)}")
     for name in names:
         if name not in allowed:
             raise OptionError(f"{origin}: {name!r} is not one of {', '.join(allowed)}")
-    if len(names) > 1 and not set(names) <= set(TYPES):
+    if len(names) > 1 and not set(names) <= set(CONNECTION_TYPES):
         raise OptionError(f"{origin}: 'native' and 'all' cannot be combined with other types")
     return tuple(dict.fromkeys(names))
 
@@ -276,9 +276,15 @@ def _contradictions(options: Options) -> None:
         raise OptionError(f"{given['image']} is for a container, and there is none here")
     if options.database != "auto" and options.config is None:
         raise OptionError(f"{given['database']} is for a server that --pgmonkey-config names")
-    if options.database == "existing" and (options.schema or options.extensions):
+    if options.schema or options.extensions:
+        refuse_existing(options)
+
+
+def refuse_existing(options: Options) -> None:
+    """Raise OptionError where nothing can be loaded into the tests' database."""
+    if options.database == "existing":
         raise OptionError(
-            f"{given['database']} is existing: nothing is ever committed in it, so "
+            f"{options.given['database']} is existing: nothing is ever committed in it, so "
             "schema and extensions cannot be loaded; use scratch databases"
         )
 

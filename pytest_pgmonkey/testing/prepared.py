@@ -1,46 +1,156 @@
-"""The prepared database of a test process, as fixtures show it."""
+"""The prepared database of a test process: how it is made, and how fixtures show it."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
-from ..errors import PGMonkeyError
+from ..connecting import AsyncDirectSource, Connector, DirectSource
+from .databases.schema import load_schema
+from .file_settings import in_preparation
+from .isolation import Isolation, KitError, SpoiledError
 from .servers.embedded.directories import choose_directories
 from .servers.embedded.guarded_process import GuardedProcess
 from .servers.server import url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from .kit import Kit
+    from ..handles import AsyncHandle, Handle
+    from .databases.recipe import Recipe
+    from .interception import Interception
+    from .servers.server import Server
 
-__all__ = ["Database", "KitError", "SpoiledError"]
+__all__ = ["Database", "Preparation"]
 
 
-class KitError(PGMonkeyError):
-    """The kit cannot give a test what it asks for; the message says what to do."""
+class _RealSources:
+    """Lead handles to a database of the test server, in real transactions."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def _connector(self, handle: Any) -> Connector:
+        return Connector(in_preparation(handle.spec, self._config), handle._connector.hook)
+
+    def source(self, handle: Handle) -> DirectSource:
+        return DirectSource(self._connector(handle))
+
+    def async_source(self, handle: AsyncHandle) -> AsyncDirectSource:
+        return AsyncDirectSource(self._connector(handle))
 
 
-class SpoiledError(KitError):
-    """A test has committed something that cannot be undone: no other may run on it."""
+class Preparation:
+    """Makes the database of a process: schema and extensions, from a template where there is one.
+
+    Tests may run in the server's own database as it is, where there is nothing to load.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        steps: list[Path | Callable[[Any], Any]],
+        recipe: Recipe | None,
+        extensions: tuple[str, ...],
+        interception: Interception,
+    ) -> None:
+        self.server: Final = server
+        self._steps = steps
+        self._recipe = recipe
+        self._extensions = extensions
+        self._interception = interception
+        self._unblocked = False
+        self.name = ""
+        self.is_existing = False
+
+    def template(self) -> str | None:
+        """Give the database that holds the schema and nothing else, if the server has one."""
+        return self.server.template(self._recipe, self._load) if self._recipe else None
+
+    def make(self, *, scratch: bool) -> None:
+        """Make the database, unless the tests may run in the server's own."""
+        existing = None if scratch or self._steps or self._extensions else self.server.existing
+        self.is_existing = existing is not None
+        self.name = existing or self.server.scratch_name("tests")
+        if not self.is_existing:
+            self._create()
+
+    def remake(self, failures: list[str]) -> None:
+        """Make the database anew after a test has committed something in it.
+
+        Raises SpoiledError, with what else has failed, where that would lose other data.
+        """
+        if self.is_existing or self._unblocked:
+            told = f"the database {self.name!r} is no longer as it was: the run stops"
+            raise SpoiledError("; ".join([*failures, told]))
+        self.server.drop_database(self.name)
+        self._create()
+
+    def pristine(self) -> str | None:
+        """Give the template of which the database is a copy to which nothing came."""
+        return None if self._unblocked else self.template()
+
+    @contextmanager
+    def unblock(self) -> Iterator[None]:
+        """Lead handles to the database for a block; from then on it cannot be made again."""
+        self._unblocked = True
+        with self._leading_to(self.name):
+            yield
+
+    def _leading_to(self, name: str) -> AbstractContextManager[None]:
+        return self._interception.preparing(_RealSources(self.server.config(name)))
+
+    def _create(self) -> None:
+        template = self.template()
+        self.server.create_database(self.name, template)
+        if template is None:
+            self._load(self.name)
+
+    def _load(self, name: str) -> None:
+        """Create the extensions in a database and load the schema into it."""
+        if self._extensions:
+            from .databases.extensions import create_extensions
+
+            with _connect(self.server.admin_conninfo(name)) as conn:
+                create_extensions(
+                    conn,
+                    self._extensions,
+                    self.server.description,
+                    self.server.extension_advice,
+                )
+        with self._leading_to(name):
+            load_schema(self._steps, lambda: _connect(self.server.conninfo(name)))
+
+
+def _connect(conninfo: dict[str, str]) -> psycopg.Connection[Any]:
+    return psycopg.Connection.connect(**conninfo)  # type: ignore[arg-type]
 
 
 class Database:
-    """The prepared database of this process; the value of the fixture `pgmonkey_database`."""
+    """The prepared database of this process; the value of the fixture `pgmonkey_database`.
 
-    def __init__(self, kit: Kit, name: str, *, existing: bool) -> None:
-        self.kit: Final = kit
-        self.name: Final = name
-        self.existing: Final = existing
+    `outside` leads past every test's transaction; `before_change` is called before data comes
+    that every test shall see.
+    """
+
+    def __init__(
+        self, preparation: Preparation, outside: Isolation, before_change: Callable[[], None]
+    ) -> None:
+        self._preparation = preparation
+        self._outside = outside
+        self._before_change = before_change
+        self._server = preparation.server
+        self.name: Final = preparation.name
         self._guarded: GuardedProcess | None = None
 
     def __repr__(self) -> str:
-        return f"<Database {self.name!r} on {self.kit.server.description}>"
+        return f"<Database {self.name!r} on {self._server.description}>"
 
     @property
     def dsn(self) -> str:
@@ -49,12 +159,12 @@ class Database:
         Such a connection is outside of every test's transaction: **it commits for good**. It waits
         for a lock no longer than `wait-timeout` (its `lock_timeout`).
         """
-        return make_conninfo(**self.kit.outside_conninfo)
+        return make_conninfo(**self._outside.conninfo)
 
     @property
     def url(self) -> str:
         """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
-        return url_of(self.kit.server.conninfo(self.name))
+        return url_of(self._server.conninfo(self.name))
 
     @property
     def config_path(self) -> Path:
@@ -64,7 +174,7 @@ class Database:
             self._guarded = GuardedProcess(choose_directories(None)[:1], None)
             with self._config_file.open("x", encoding="utf-8") as file:
                 self._config_file.chmod(0o600)
-                yaml.safe_dump(self.kit.server.config(self.name), file)
+                yaml.safe_dump(self._server.config(self.name), file)
         return self._config_file
 
     @property
@@ -78,13 +188,13 @@ class Database:
 
         Raises KitError in an existing database, in which nothing is ever committed.
         """
-        if self.existing:
+        if self._preparation.is_existing:
             raise KitError(
                 f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
                 "it. Use scratch databases (--pgmonkey-database=scratch)"
             )
-        self.kit.note_unblocked()
-        with self.kit.preparing(self.name):
+        self._before_change()
+        with self._preparation.unblock():
             yield
 
     def remove_files(self) -> None:

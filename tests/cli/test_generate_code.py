@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import yaml
 
-from pytest_pgmonkey.cli.common import CONNECTION_TYPES
+from pytest_pgmonkey.connection_type import CONNECTION_TYPES
 
 LIBRARIES = ["pytest_pgmonkey", "psycopg"]
 PASSWORD = "01234567890 'secret\" \\"

@@ -15,8 +15,8 @@ import yaml
 
 import pytest_pgmonkey
 from pytest_pgmonkey import ConnectionType, cli, load_config
-from pytest_pgmonkey.cli.common import CONNECTION_TYPES
 from pytest_pgmonkey.config import read_spec
+from pytest_pgmonkey.connection_type import CONNECTION_TYPES
 
 WRONG = "wr0ng-password"
 
@@ -105,10 +105,6 @@ class TestParser:
 
         assert (status, out) == (2, "")
         assert "usage: pgmonkey" in err
-
-    def test_connection_types(self):
-        """The parser's copy of the connection types is complete."""
-        assert tuple(map(str, ConnectionType)) == CONNECTION_TYPES
 
     def test_help_imports_nothing_heavy(self):
         """Help and wrong usage answer without psycopg, yaml or asyncio."""

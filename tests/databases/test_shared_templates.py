@@ -14,9 +14,9 @@ import yaml
 from helpers.waiting import PATIENCE, wait_until
 
 from pytest_pgmonkey.config import connection_spec, load_config
-from pytest_pgmonkey.testing.databases.advisory_locks import hold
+from pytest_pgmonkey.testing.databases.advisory_locks import lock_shared
 from pytest_pgmonkey.testing.databases.recipe import Recipe
-from pytest_pgmonkey.testing.databases.shared_templates import KEPT
+from pytest_pgmonkey.testing.databases.shared_templates import LIMIT
 from pytest_pgmonkey.testing.servers.configured import ConfiguredServer
 
 if TYPE_CHECKING:
@@ -179,17 +179,17 @@ def test_the_least_recently_used_goes(
         finally:
             server.stop()
 
-    names = [use(number) for number in range(KEPT)]
+    names = [use(number) for number in range(LIMIT)]
     assert use(0) == names[0]  # from here on the second is the oldest
     # Another run names another database, in which advisory locks are not the same.
     elsewhere = pg_conninfo(admin, owner)
     with psycopg.connect(**elsewhere, autocommit=True) as living:
-        hold(living, names[1])
-        names.append(use(KEPT))
+        lock_shared(living, names[1])
+        names.append(use(LIMIT))
         assert {alike, *names} == set(databases(admin))
-        names.append(use(KEPT + 1))
+        names.append(use(LIMIT + 1))
         assert {alike, *names} - {names[2]} == set(databases(admin))
-    names.append(use(KEPT + 2))
+    names.append(use(LIMIT + 2))
     assert {alike, *names} - set(names[1:4]) == set(databases(admin))
 
 

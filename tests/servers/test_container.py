@@ -25,19 +25,21 @@ import pytest
 
 from pytest_pgmonkey import PGConnectionManager, kept_databases
 from pytest_pgmonkey.errors import PGMonkeyError
-from pytest_pgmonkey.processes import identity, is_dead
+from pytest_pgmonkey.processes import is_dead, process_name
 from pytest_pgmonkey.testing.databases.recipe import Recipe
 from pytest_pgmonkey.testing.options import Options, resolve
 from pytest_pgmonkey.testing.servers.container import guardian
 from pytest_pgmonkey.testing.servers.container import server as container
+from pytest_pgmonkey.testing.servers.container.engine import EngineError, engine_problem
 from pytest_pgmonkey.testing.servers.container.server import (
     OWNER,
     ContainerServer,
-    EngineError,
     says_ready,
 )
+from pytest_pgmonkey.testing.servers.container.watcher import Watcher
 from pytest_pgmonkey.testing.servers.embedded import binaries
-from pytest_pgmonkey.testing.servers.server import ServerStartError, choose
+from pytest_pgmonkey.testing.servers.launch import choose
+from pytest_pgmonkey.testing.servers.server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +104,7 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The machine's engine, which has the image."""
-    problem = container.engine_problem()
+    problem = engine_problem()
     if problem is None:
         engine = Engine()
         try:
@@ -452,7 +454,7 @@ class TestEnds:
         self, engine: Engine, nothing_left: None
     ) -> None:
         """A process may be killed while the engine makes its container: the guardian waits."""
-        watcher = container._Watcher(attempt := secrets.token_hex(16))
+        watcher = Watcher(attempt := secrets.token_hex(16))
         process = watcher._process
         watcher._close()
         engine.client.containers.create(IMAGE, ["postgres"], labels={guardian.ATTEMPT: attempt})
@@ -461,7 +463,7 @@ class TestEnds:
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:
         """A process is dead when it was here, on this boot, and is no more."""
-        here = identity(os.getpid())
+        here = process_name(os.getpid())
         machine, pid, start = here.rsplit(" ", 2)
         assert not is_dead(here)
         assert is_dead(f"{machine} {pid} {int(start) + 1}")
@@ -630,4 +632,4 @@ LOG:  listening on Unix socket "/var/run/postgresql/.s.PGSQL.5432"
 
 def test_the_owner_is_named_on_the_container(server: ContainerServer, engine: Engine) -> None:
     """The container tells whose it is."""
-    assert identity(os.getpid()) == engine.of(server).labels[OWNER]
+    assert process_name(os.getpid()) == engine.of(server).labels[OWNER]

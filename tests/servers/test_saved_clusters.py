@@ -308,7 +308,7 @@ class TestClusters:
 
     @staticmethod
     def keep(key: str, data: Path) -> None:
-        if (writing := saved_clusters.keep(key, data)) is not None:
+        if (writing := saved_clusters.save(key, data)) is not None:
             writing.join()
 
     def test_a_packed_directory_is_the_same(self, data: Path, tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ class TestClusters:
 
     def test_the_oldest_are_removed(self, data: Path, home: Path) -> None:
         """A few clusters are kept, those that were used last."""
-        for number in range(saved_clusters.KEPT):
+        for number in range(saved_clusters.LIMIT):
             self.keep(f"cluster-{number}", data)
             os.utime(home / f"cluster-{number}", (number, number))
         assert saved_clusters.find("cluster-0") is not None
         self.keep("cluster-new", data)
         assert saved_clusters.find("cluster-0") is not None
         assert saved_clusters.find("cluster-1") is None
-        assert len(list(home.glob("cluster-*"))) == saved_clusters.KEPT
+        assert len(list(home.glob("cluster-*"))) == saved_clusters.LIMIT
 
     def test_what_is_kept_is_its_users_alone(self, data: Path, home: Path) -> None:
         """A schema may hold what is nobody else's business."""

@@ -1,61 +1,22 @@
-"""Clone isolation: a database of the test's own, with production's real connections and commits."""
+"""The clones of the prepared database: made ahead of the tests that take them, dropped behind."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from ...errors import PGMonkeyError
-from ...handles import make_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...config import ConnectionSpec
-    from ...handles import AsyncHandle, Handle
     from ..servers.server import Server
 
-__all__ = ["CloneError", "CloneWorld", "Clones"]
+__all__ = ["CloneError", "Clones"]
 
-# Where a connection leads is the test's business; all else that a file says of it holds.
-_WHERE: Final = frozenset(
-    [
-        "host",
-        "hostaddr",
-        "port",
-        "dbname",
-        "user",
-        "password",
-        "passfile",
-        "require_auth",
-        "channel_binding",
-        "service",
-        "servicefile",
-        "sslmode",
-        "sslnegotiation",
-        "sslcompression",
-        "sslcert",
-        "sslkey",
-        "sslpassword",
-        "sslcertmode",
-        "sslrootcert",
-        "sslcrl",
-        "sslcrldir",
-        "sslsni",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-        "gssencmode",
-        "krbsrvname",
-        "gsslib",
-        "gssdelegation",
-        "target_session_attrs",
-        "load_balance_hosts",
-    ]
-)
 _AHEAD: Final = 2
 # What has written has taken a transaction id: the next one to be given tells.
 _NEXT_XID: Final = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text"
@@ -132,9 +93,7 @@ class Clones:
             self._enqueue("make", self._name("clone"))
 
     def _name(self, kind: str) -> str:
-        # The workers of a run share a server of the kit's own, each with a database of its name.
-        of = "" if self._server.source == "config" else f"{self._source}_"
-        return self._server.scratch_name(f"{of}{kind}{self._count}")
+        return self._server.scratch_name(f"{kind}{self._count}")
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""
@@ -218,122 +177,3 @@ class Clones:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-
-
-class _Lent:
-    """A production handle's connections, lent to the handle that the application holds."""
-
-    def __init__(self, twin: Handle) -> None:
-        self._twin = twin
-        self._origins: dict[int, Any] = {}
-
-    def getconn(self, timeout: float | None = None) -> Any:
-        source, conn = self._twin._borrow(timeout)
-        self._origins[id(conn)] = source
-        return conn
-
-    def putconn(self, conn: Any) -> None:
-        self._origins.pop(id(conn)).putconn(conn)
-
-    def close(self) -> None:
-        self._twin.disconnect()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._twin.pool, name)
-
-
-class _AsyncLent:
-    """The same for an async handle."""
-
-    def __init__(self, twin: AsyncHandle) -> None:
-        self._twin = twin
-        self._origins: dict[int, Any] = {}
-
-    async def getconn(self, timeout: float | None = None) -> Any:
-        source, conn = await self._twin._borrow(timeout)
-        self._origins[id(conn)] = source
-        return conn
-
-    async def putconn(self, conn: Any) -> None:
-        await self._origins.pop(id(conn)).putconn(conn)
-
-    async def close(self) -> None:
-        await self._twin.disconnect()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._twin.pool, name)
-
-
-class CloneWorld:
-    """What the handles of one test lead to: a clone, by production's own sources."""
-
-    def __init__(self, clones: Clones, server: Server) -> None:
-        self._clones = clones
-        self.name = clones.take()
-        self.conninfo: Final = server.conninfo(self.name)
-        self._twins: dict[Any, Any] = {}
-        self._lent: dict[Any, Any] = {}
-        self._connection: psycopg.Connection[Any] | None = None
-        self._before = clones.mark()
-        self._clean = False
-
-    def source(self, handle: Handle) -> Any:
-        """Give what a sync handle borrows from; `None` to a handle of our own."""
-        return self._find(handle, _Lent)
-
-    def async_source(self, handle: AsyncHandle) -> Any:
-        """Give what an async handle borrows from; `None` to a handle of our own."""
-        return self._find(handle, _AsyncLent)
-
-    def _find(self, handle: Any, kind: Any) -> Any:
-        if handle in self._lent:
-            return self._lent[handle]
-        if handle in self._twins:
-            return None
-        twin = make_handle(self._spec(handle.spec), handle._connector.hook)
-        self._twins[twin] = handle
-        self._lent[handle] = kind(twin)
-        return self._lent[handle]
-
-    def _spec(self, spec: ConnectionSpec) -> ConnectionSpec:
-        rest = {name: value for name, value in spec.conninfo if name not in _WHERE}
-        pool = dict(spec.pool)
-        if spec.type.is_pool:
-            # A connection costs more than a test: none is opened that nobody borrows.
-            pool.setdefault("max_size", max(pool.get("min_size", 4), 1))
-            pool["min_size"] = min(pool.get("min_size", 4), 1)
-        return replace(
-            spec,
-            conninfo=tuple(sorted({**rest, **self.conninfo}.items())),
-            pool=tuple(sorted(pool.items())),
-        )
-
-    def _own_connection(self) -> psycopg.Connection[Any]:
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg.Connection.connect(
-                **self.conninfo,  # type: ignore[arg-type]
-                autocommit=True,
-            )
-        return self._connection
-
-    def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
-        """Run one statement in autocommit."""
-        __tracebackhide__ = True
-        return self._own_connection().execute(query, params)
-
-    def end(self) -> list[str]:
-        """Close what the test has opened; the clone is still to be given back."""
-        for twin in self._twins:
-            twin._end_all()
-        try:
-            self._clean = self._clones.mark() == self._before
-            if self._connection is not None:
-                self._connection.close()
-        except psycopg.Error:
-            # The test has ended the server's side, or the server itself: the clone goes.
-            self._clean = False
-        return []
-
-    def give_back(self) -> None:
-        """Give the clone back, for another test if nothing was written in it."""
-        self._clones.give_back(self.name, clean=self._clean)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import shutil
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from ...errors import PGMonkeyError
 from ...kept_databases import (
@@ -22,25 +19,13 @@ from ...kept_databases import (
     writable_directory,
 )
 from ...secrets import redact_text
-from ..servers.server import Reach
+from .isolation import CloneIsolation
 
 if TYPE_CHECKING:
-    from ..options import Options
+    from ..isolation import Isolation
     from ..servers.server import Server
-    from .clones import CloneWorld
 
-__all__ = ["Keeping", "KeptError", "engine_command", "reach"]
-
-
-def reach(conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> Reach:
-    """Tell how psql and others reach a database."""
-    dsn = make_conninfo(**conninfo)
-    return Reach(dsn, f"psql {shlex.quote(dsn)}", place, note)
-
-
-def engine_command() -> str:
-    """Give the command of the container engine that this machine has."""
-    return "podman" if not shutil.which("docker") and shutil.which("podman") else "docker"
+__all__ = ["Keeping"]
 
 
 class Keeping:
@@ -50,35 +35,35 @@ class Keeping:
     until then. What it will be called is told with the failure, where people look for it.
     """
 
-    def __init__(self, options: Options, server: Server) -> None:
-        self._options = options
+    def __init__(self, server: Server) -> None:
         self._server = server
         self._test = ""
         self._failed = self._refused = False
         self._plan: Kept | None = None
-        self._held: CloneWorld | None = None
+        self._held: CloneIsolation | None = None
         self._last: Kept | None = None
 
-    def hold(self, world: CloneWorld) -> None:
+    def hold(self, ended: CloneIsolation) -> None:
         """Take over the clone of a test that has used it for the last time."""
         self._let_go()
-        self._held = world
+        self._held = ended
 
     def close(self) -> None:
         """Keep what was promised, also where the run ends before the test's teardown does."""
         if self._plan is not None:
             self._settle()
 
-    def see(self, test: str, when: str, *, failed: bool, cloned: bool) -> str:
+    def see(self, test: str, when: str, *, failed: bool, running: Isolation) -> str:
         """Take note of a phase of a test; give what its report should tell, if anything.
 
-        `cloned` says whether the test has a clone now.
+        `running` is what the test runs in now.
         """
         if when == "setup":
             self._begin(test)
         self._failed |= failed
         if when == "teardown":
             return self._settle()
+        cloned = isinstance(running, CloneIsolation)
         return self._announce() if failed and cloned and self._plan is None else ""
 
     def _begin(self, test: str) -> None:
@@ -114,22 +99,16 @@ class Keeping:
 
     def _make_plan(self) -> Kept:
         name = new_name(self._test)
-        found = self._server.reach(name)
-        place = dict(found.place)
-        if self._server.source == "config":
-            place["options"] = {
-                "resolve_env": self._options.resolve_env,
-                "allow_sensitive_defaults": self._options.allow_sensitive_defaults,
-            }
+        address = self._server.address_after_run(name)
         return Kept(
             name=name,
             test=self._test,
             made=datetime.now(timezone.utc).isoformat(),
             source=self._server.source,
-            dsn=found.dsn,
-            psql=found.psql,
-            place=place,
-            note=found.note,
+            dsn=address.dsn,
+            psql=address.psql,
+            place=address.place,
+            note=address.note,
         )
 
     def _settle(self) -> str:
@@ -142,7 +121,7 @@ class Keeping:
         self._let_go()
         return told
 
-    def _keep(self, world: CloneWorld, plan: Kept) -> str:
+    def _keep(self, held: CloneIsolation, plan: Kept) -> str:
         """Keep a clone; gives what went wrong."""
         try:
             kept = plan.save()
@@ -151,7 +130,7 @@ class Keeping:
         try:
             assert kept.file is not None
             self._server.outlive(kept.file)
-            self._server.rename_database(world.name, plan.name)
+            self._server.rename_database(held.name, plan.name)
         except (PGMonkeyError, psycopg.Error, OSError) as error:
             with contextlib.suppress(KeptError):
                 kept.forget()

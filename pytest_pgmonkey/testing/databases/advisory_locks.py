@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-__all__ = ["claim", "exclusive", "hold", "release"]
+__all__ = ["claim", "exclusive", "lock_shared", "unlock_shared"]
 
 _POLL: Final = 0.05
 # An advisory lock belongs to the database in which it was taken, and excludes nobody who works
@@ -34,7 +34,7 @@ def _key(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)
 
 
-def hold(conn: Connection[Any], name: str) -> None:
+def lock_shared(conn: Connection[Any], name: str) -> None:
     """Hold a lock together with others, until the session ends or releases it."""
     key = _key(name)
     conn.execute("SELECT pg_catalog.pg_advisory_lock_shared(%s)", [key])
@@ -42,7 +42,7 @@ def hold(conn: Connection[Any], name: str) -> None:
         time.sleep(_POLL)
 
 
-def release(conn: Connection[Any], name: str) -> None:
+def unlock_shared(conn: Connection[Any], name: str) -> None:
     """Hold it no longer."""
     conn.execute("SELECT pg_catalog.pg_advisory_unlock_shared(%s)", [_key(name)])
 

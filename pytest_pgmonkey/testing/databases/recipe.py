@@ -22,7 +22,7 @@ _NAME_DIGITS: Final = 24
 class Recipe:
     """The content of a template database; two recipes with one digest make the same.
 
-    A `lasting` recipe says all that its result depends on, so that the result may be kept for
+    A `lasting` recipe says all that its result depends on, so that the result may serve
     later runs. Any other is followed once a run.
     """
 

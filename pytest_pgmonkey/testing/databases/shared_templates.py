@@ -12,7 +12,6 @@ import psycopg
 from psycopg import sql
 
 from .advisory_locks import claim
-from .renaming import close_off
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -28,12 +27,11 @@ __all__ = [
     "exists",
     "note_use",
     "remove_unused",
-    "seal",
     "template_name",
 ]
 
 FORMAT: Final = 1
-KEPT: Final = 6
+LIMIT: Final = 6
 _NAME: Final = re.compile(r"pgmonkey_template_([0-9a-f]{24})([0-9a-f]{8})")
 _OWN: Final = "pg_catalog.pg_get_userbyid(datdba) = current_user"
 # What else the result of a schema depends on: the server's build, the role and its settings, what
@@ -98,19 +96,8 @@ def exists(conn: Connection[Any], name: str) -> bool:
     return conn.execute(query, [name]).fetchone() is not None
 
 
-def seal(conn: Connection[Any], loaded: str, name: str) -> bool:
-    """Turn a loaded database into a template; gives `False` where another was quicker."""
-    names = {"loaded": sql.Identifier(loaded), "name": sql.Identifier(name)}
-    close_off(conn, loaded)
-    try:
-        conn.execute(sql.SQL("ALTER DATABASE {loaded} RENAME TO {name}").format(**names))
-    except psycopg.errors.DuplicateDatabase:
-        return False
-    return True
-
-
 def note_use(conn: Connection[Any], name: str) -> None:
-    """Note on a template that it was used now: it is kept longer than others."""
+    """Note on a template that it was used now: it stays longer than others."""
     row = conn.execute(
         "SELECT 'schema of tests (pytest-pgmonkey), last used ' || "
         "(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::text || ' UTC'"
@@ -129,7 +116,7 @@ def remove_unused(conn: Connection[Any], but: Collection[str]) -> None:
         "ORDER BY pg_catalog.shobj_description(oid, 'pg_database') DESC NULLS LAST, datname"
     ).fetchall()
     others = [name for (name,) in rows if name not in but and _is_ours(name)]
-    for name in others[KEPT - len(but) :]:
+    for name in others[LIMIT - len(but) :]:
         with claim(conn, name) as unused, contextlib.suppress(psycopg.Error):
             if unused:
                 conn.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import (
-    begin,
-    current_request,
-    is_async,
-    kit_of,
-    prepare,
-    schema_of,
-    settle,
-    show_errors,
-)
+from .collection import is_async
+from .configure import OPTIONS
+from .lifecycle import begin, kit_of, prepare, settle, show_errors
+from .marker import current_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def pgmonkey_schema(pytestconfig: pytest.Config) -> list[Any]:
     """Schema steps of the test database: SQL files, directories, functions; to be overridden."""
-    return schema_of(pytestconfig)
+    return list(pytestconfig.stash[OPTIONS].schema)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +52,9 @@ def _pgmonkey_kit() -> Kit:
     """The kit with its database prepared."""
     # Asked for here and not in the signature: pytest walks through all of a signature's session
     # fixtures for each test anew, which costs as much as a statement.
-    return current_request().getfixturevalue("pgmonkey_database").kit  # type: ignore[no-any-return]
+    request = current_request()
+    request.getfixturevalue("pgmonkey_database")
+    return kit_of(request.config)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +93,7 @@ def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
 def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
     """A PGConnectionManager; any path or dictionary given to it leads to the test's database."""
     begin(_pgmonkey_kit)
-    yield _pgmonkey_kit.manager()
+    yield _pgmonkey_kit.handles.manager()
     settle(_pgmonkey_kit)
 
 
@@ -105,7 +101,7 @@ def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
 def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
     """A handle of type 'normal' in the rolled-back test: with pgmonkey_normal as conn."""
     begin(_pgmonkey_kit)
-    yield _pgmonkey_kit.handle("normal")
+    yield _pgmonkey_kit.handles.make("normal")
     settle(_pgmonkey_kit)
 
 
@@ -113,7 +109,7 @@ def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
     """A handle of type 'pool' in the rolled-back test: with pgmonkey_pool as conn."""
     begin(_pgmonkey_kit)
-    yield _pgmonkey_kit.handle("pool")
+    yield _pgmonkey_kit.handles.make("pool")
     settle(_pgmonkey_kit)
 
 
@@ -121,7 +117,7 @@ def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
     """A handle of type 'async' in the rolled-back test: async with pgmonkey_async as conn."""
     begin(_pgmonkey_kit)
-    yield _pgmonkey_kit.handle("async")
+    yield _pgmonkey_kit.handles.make("async")
     settle(_pgmonkey_kit)
 
 
@@ -129,7 +125,7 @@ def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
     """A handle of type 'async_pool' in the rolled-back test: async with … as conn."""
     begin(_pgmonkey_kit)
-    yield _pgmonkey_kit.handle("async_pool")
+    yield _pgmonkey_kit.handles.make("async_pool")
     settle(_pgmonkey_kit)
 
 
@@ -139,6 +135,8 @@ def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> I
     from ..other_kind import view
 
     begin(_pgmonkey_kit)
-    with view(_pgmonkey_kit.handle(request.param), for_async=is_async(request.function)) as handle:
+    with view(
+        _pgmonkey_kit.handles.make(request.param), for_async=is_async(request.function)
+    ) as handle:
         yield handle
     settle(_pgmonkey_kit)

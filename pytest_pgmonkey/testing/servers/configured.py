@@ -14,8 +14,8 @@ from psycopg import sql
 from ...errors import PGMonkeyError
 from ...judge import TLS_FILES
 from ...secrets import is_sensitive
-from ..databases.advisory_locks import claim, exclusive, hold, release
-from ..databases.renaming import rename
+from ..databases.advisory_locks import claim, exclusive, lock_shared, unlock_shared
+from ..databases.renaming import rename, seal
 from ..databases.shared_templates import (
     SettingError,
     checksum,
@@ -23,9 +23,9 @@ from ..databases.shared_templates import (
     exists,
     note_use,
     remove_unused,
-    seal,
     template_name,
 )
+from .server import KeptAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
     from ...config import ConnectionSpec
     from ..databases.recipe import Recipe
-    from .embedded.workers import Worker
-    from .server import Reach
+    from .worker import Worker
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
@@ -65,8 +64,11 @@ class ConfiguredServer:
         config: Mapping[str, Any],
         origin: str,
         worker: Worker | None = None,
+        read_with: Mapping[str, bool] | None = None,
     ) -> None:
+        """Take what a file says, and how it was read: `pgmonkey kept` reads it again."""
         self.spec = spec
+        self._place = {"file": spec.origin, "options": dict(read_with or {})}
         self.description = f"config {origin}"
         self._config = config
         self._run = secrets.token_hex(6)
@@ -126,14 +128,12 @@ class ConfiguredServer:
             self._made.remove(name)
             self._drop(self._lock, name)
 
-    def reach(self, name: str) -> Reach:
+    def address_after_run(self, name: str) -> KeptAddress:
         """Tell how a database is reached, with what people may read of the file."""
-        from ..clones.keeping import reach
-
         conninfo = self.conninfo(name)
         shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}
         note = f"psql asks for what {self.spec.origin} holds" if shown != conninfo else ""
-        return reach(shown, {"file": self.spec.origin}, note)
+        return KeptAddress.of(shown, self._place, note)
 
     def outlive(self, file: Path) -> None:
         """The server outlives every run."""
@@ -145,7 +145,7 @@ class ConfiguredServer:
             self._made.remove(name)
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
-        """Give the database that a recipe makes; kept for later runs if that is lasting.
+        """Give the database that a recipe makes; it stays for later runs if that is lasting.
 
         Another is made once for all workers of a run, `None` where this process has no others.
         """
@@ -156,7 +156,7 @@ class ConfiguredServer:
         if name is None:
             name = self._name_template(conn, recipe)
             if recipe.lasting:
-                hold(conn, name)  # from here on no other run removes it
+                lock_shared(conn, name)  # from here on no other run removes it
             self._templates[recipe] = name
         if not exists(conn, name):
             with exclusive(conn, f"load {name}"):
@@ -170,6 +170,10 @@ class ConfiguredServer:
 
     def publish(self) -> None:
         """The server is everybody's already."""
+
+    def extension_advice(self, name: str, problem: str) -> str:  # noqa: ARG002 - it is a protocol's
+        """Give nothing: the server is its owner's."""
+        return ""
 
     def log(self) -> str:
         """Give nothing: the log is its owner's."""
@@ -204,7 +208,7 @@ class ConfiguredServer:
             conn.execute(_PATIENT)
             own = {self._run, self._common or self._run}
             for run in own:
-                hold(conn, run)
+                lock_shared(conn, run)
             for name, run in _scratch_databases(conn):
                 if run not in own:
                     self._sweep_one(conn, name, run)
@@ -238,7 +242,7 @@ class ConfiguredServer:
         """Drop what the workers of this run share, if this is the last of them."""
         if self._common is None:
             return
-        release(conn, self._common)
+        unlock_shared(conn, self._common)
         for name, run in _scratch_databases(conn):
             if run == self._common:
                 self._sweep_one(conn, name, run)

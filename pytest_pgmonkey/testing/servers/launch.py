@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..databases.recipe import recipe_of
 from ..databases.schema import resolve_steps
-from .server import choose
+from .server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,10 +16,72 @@ if TYPE_CHECKING:
 
     from ..databases.recipe import Recipe
     from ..options import Options
-    from .embedded.workers import Worker
+    from .embedded.binaries import Binaries
     from .server import Server
+    from .worker import Worker
 
-__all__ = ["Launch", "launch", "start_server"]
+__all__ = ["Choice", "Launch", "choose", "launch", "start_server"]
+
+# --- the choice ---
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A source of servers and why it was chosen: a file, binaries, or a container image."""
+
+    source: str
+    why: str
+    binaries: Binaries | None = None
+    name: str = ""
+
+    @property
+    def description(self) -> str:
+        """What the report header says of it; may run a program that tells its version."""
+        if self.binaries is None:
+            return f"{self.source} {self.name}"
+        return f"PostgreSQL {self.binaries.version}, {self.source} ({self.binaries.origin})"
+
+
+def choose(options: Options) -> Choice:
+    """Choose among the sources; starts nothing, raises PGMonkeyError where there is none."""
+    given = options.given
+    if options.config is not None:
+        return Choice("config", given["config"], name=str(options.config))
+    if options.source == "container":
+        return _container(options, given["source"])
+    if options.source == "auto" and options.image is not None:
+        return _container(options, given["image"])
+    from .embedded.binaries import BinariesNotFoundError, find_binaries
+
+    why = given.get("bindir") or given.get("source") or "no config given"
+    try:
+        return Choice("embedded", why, find_binaries(options.bindir))
+    except BinariesNotFoundError as missing:
+        if options.source == "embedded" or options.bindir is not None:
+            raise
+        return _last_resort(options, str(missing))
+
+
+def _last_resort(options: Options, missing: str) -> Choice:
+    from .container.engine import engine_problem
+
+    if problem := engine_problem():
+        raise ServerStartError(
+            "There is no PostgreSQL server for the tests.\n"
+            "config: none was given. Name a YAML file with --pgmonkey-config.\n"
+            f"embedded: {missing}\n"
+            f"container: {problem}"
+        )
+    return _container(options, "no config given, no server binaries found")
+
+
+def _container(options: Options, why: str) -> Choice:
+    from .container.server import DEFAULT_IMAGE
+
+    return Choice("container", why, name=options.image or DEFAULT_IMAGE)
+
+
+# --- the start ---
 
 
 def start_server(
@@ -26,7 +89,7 @@ def start_server(
 ) -> Server:
     """Start or find the server that the options name; raises PGMonkeyError.
 
-    An embedded one has the recipe's template from the start where an earlier run kept it.
+    An embedded one has the recipe's template from the start where an earlier run saved it.
     """
     if options.config is not None:
         return _configured(options, options.config, worker)
@@ -37,30 +100,30 @@ def start_server(
 
     if worker is None:
         return EmbeddedServer.start(choice.binaries, recipe=recipe)
-    from .embedded.workers import start_or_join
+    from .embedded.workers import start_or_join_server
 
-    return start_or_join(choice.binaries, worker, recipe)
+    return start_or_join_server(choice.binaries, worker, recipe)
 
 
 def _contained(options: Options, worker: Worker | None) -> Server:
-    from .container.server import ContainerServer, start_or_join
+    from .container.server import ContainerServer, start_or_join_container
 
     if worker is None:
         return ContainerServer.start(options.image)
-    return start_or_join(options.image, worker)
+    return start_or_join_container(options.image, worker)
 
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     from ...config import connection_spec, load_config
     from .configured import ConfiguredServer
 
-    config = load_config(
-        file,
-        resolve_env=options.resolve_env,
-        allow_sensitive_defaults=options.allow_sensitive_defaults,
-    )
+    read_with = {
+        "resolve_env": options.resolve_env,
+        "allow_sensitive_defaults": options.allow_sensitive_defaults,
+    }
+    config = load_config(file, **read_with)
     spec = connection_spec(config, "normal", origin=str(file))
-    return ConfiguredServer(spec, config, str(file), worker)
+    return ConfiguredServer(spec, config, str(file), worker, read_with)
 
 
 def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Launch | None:

@@ -15,10 +15,27 @@ if TYPE_CHECKING:
 
     from ..databases.recipe import Recipe
 
-__all__ = ["ADMIN", "ROLE", "OwnServer"]
+__all__ = ["ADMIN", "ROLE", "THROWAWAY", "OwnServer"]
 
 ADMIN = "postgres"
 ROLE = "pgmonkey"
+# Of a server whose data nobody will miss.
+THROWAWAY = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "jit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "log_checkpoints": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
 # What ALTER DATABASE … SET has set is not in the files that CREATE DATABASE copies.
 COPY_SETTINGS = """\
 INSERT INTO pg_catalog.pg_db_role_setting
@@ -107,8 +124,12 @@ class OwnServer(ABC):
             if found is None:
                 self._load_template(conn, recipe, load)
         if found is None and self._alone:
-            self._keep_template(recipe)
+            self._save_template(recipe)
         return recipe.name
+
+    def extension_advice(self, name: str, problem: str) -> str:  # noqa: ARG002 - not every server can
+        """Give nothing: what an image holds is its maker's business."""
+        return ""
 
     def log(self) -> str:
         """Give the last lines that the server wrote, where they can be had."""
@@ -122,9 +143,8 @@ class OwnServer(ABC):
         self, conn: Connection[Any], recipe: Recipe, load: Callable[[str], None]
     ) -> None:
         import psycopg
-        from psycopg import sql
 
-        from ..databases.renaming import close_off
+        from ..databases.renaming import seal
 
         partial = f"{recipe.name}_partial"
         self.create_database(partial)
@@ -134,13 +154,10 @@ class OwnServer(ABC):
             with contextlib.suppress(psycopg.Error):  # the server may have gone
                 self.drop_database(partial)
             raise
-        # Nobody may connect to it: a template that has sessions cannot be cloned.
-        close_off(conn, partial)
-        names = {"partial": sql.Identifier(partial), "name": sql.Identifier(recipe.name)}
-        conn.execute(sql.SQL("ALTER DATABASE {partial} RENAME TO {name}").format(**names))
+        seal(conn, partial, recipe.name)
 
-    def _keep_template(self, recipe: Recipe) -> None:  # noqa: B027 - not every server can
-        """Keep a template for later runs, where the server's data can be kept."""
+    def _save_template(self, recipe: Recipe) -> None:  # noqa: B027 - not every server can
+        """Save the server's data with a template for later runs, where that can be done."""
 
     def _make_role(self, password: str | None) -> None:
         """Make the role of the tests, which owns their databases and is no superuser."""

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..databases.recipe import Recipe
-    from ..options import Options
-    from .embedded.binaries import Binaries
 
-__all__ = ["Choice", "Reach", "Server", "ServerStartError", "choose", "settings_of", "url_of"]
+__all__ = ["KeptAddress", "Server", "ServerStartError", "settings_of", "url_of"]
 
 
 class ServerStartError(PGMonkeyError):
@@ -31,13 +29,23 @@ class ServerStartError(PGMonkeyError):
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How a database that outlives its run is reached: by people, and by `pgmonkey kept`."""
+class KeptAddress:
+    """How a kept database is reached after its run: by people, and by `pgmonkey kept`."""
 
     dsn: str
     psql: str
     place: dict[str, Any]
     note: str = ""
+
+    @classmethod
+    def of(cls, conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> KeptAddress:
+        """Make the address of a database that libpq's keywords lead to."""
+        from shlex import quote
+
+        from psycopg.conninfo import make_conninfo
+
+        dsn = make_conninfo(**conninfo)
+        return cls(dsn, f"psql {quote(dsn)}", place, note)
 
 
 class Server(Protocol):
@@ -75,8 +83,8 @@ class Server(Protocol):
     def drop_database(self, name: str) -> None:
         """Drop a database of this run with the sessions that are still in it."""
 
-    def reach(self, name: str) -> Reach:
-        """Tell how a database is reached after the run, with no password; raises KeptError."""
+    def address_after_run(self, name: str) -> KeptAddress:
+        """Tell how a kept database is reached, with no password; raises KeptError."""
 
     def outlive(self, file: Path) -> None:
         """Let the server outlive the run as long as a file is there."""
@@ -93,67 +101,14 @@ class Server(Protocol):
     def publish(self) -> None:
         """Let the other workers of the run use the server from now on."""
 
+    def extension_advice(self, name: str, problem: str) -> str:
+        """Say where an extension that cannot be created is to be had, if the kit knows."""
+
     def log(self) -> str:
         """Give the last lines that the server wrote, where they can be had."""
 
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A source of servers and why it was chosen: a file, binaries, or a container image."""
-
-    source: str
-    why: str
-    binaries: Binaries | None = None
-    name: str = ""
-
-    @property
-    def description(self) -> str:
-        """What the report header says of it; may run a program that tells its version."""
-        if self.binaries is None:
-            return f"{self.source} {self.name}"
-        return f"PostgreSQL {self.binaries.version}, {self.source} ({self.binaries.origin})"
-
-
-def choose(options: Options) -> Choice:
-    """Choose among the sources; starts nothing, raises PGMonkeyError where there is none."""
-    given = options.given
-    if options.config is not None:
-        return Choice("config", given["config"], name=str(options.config))
-    if options.source == "container":
-        return _container(options, given["source"])
-    if options.source == "auto" and options.image is not None:
-        return _container(options, given["image"])
-    from .embedded.binaries import BinariesNotFoundError, find_binaries
-
-    why = given.get("bindir") or given.get("source") or "no config given"
-    try:
-        return Choice("embedded", why, find_binaries(options.bindir))
-    except BinariesNotFoundError as missing:
-        if options.source == "embedded" or options.bindir is not None:
-            raise
-        return _last_resort(options, str(missing))
-
-
-def _last_resort(options: Options, missing: str) -> Choice:
-    from .container.server import engine_problem
-
-    if problem := engine_problem():
-        raise ServerStartError(
-            "There is no PostgreSQL server for the tests.\n"
-            "config: none was given. Name a YAML file with --pgmonkey-config.\n"
-            f"embedded: {missing}\n"
-            f"container: {problem}"
-        )
-    return _container(options, "no config given, no server binaries found")
-
-
-def _container(options: Options, why: str) -> Choice:
-    from .container.server import DEFAULT_IMAGE
-
-    return Choice("container", why, name=options.image or DEFAULT_IMAGE)
 
 
 def settings_of(conninfo: dict[str, str]) -> dict[str, Any]:

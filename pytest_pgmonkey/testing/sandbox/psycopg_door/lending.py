@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ....connecting import adrive, drive, hook_steps
+from ...file_settings import session_settings
 from ..core.member import CLOSED
 from ..core.waiting import Queue
 from .connections import AsyncSandboxConnection, SandboxConnection
@@ -30,10 +30,6 @@ _REMEMBERED: Final = 256
 _DEFAULT_MIN_SIZE: Final = 4  # psycopg_pool's own defaults
 _DEFAULT_TIMEOUT: Final = 30.0
 
-
-_OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.]+)=((?:\\.|\S)*)")
-
-
 _settings_of_specs: dict[int, tuple[ConnectionSpec, tuple[tuple[str, str], ...]]] = {}
 
 
@@ -45,18 +41,6 @@ def _cached_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
             _settings_of_specs.clear()
         found = _settings_of_specs[id(spec)] = spec, session_settings(spec)
     return found[1]
-
-
-def session_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
-    """Give what a file sets in its sessions, by whatever key: no connection of its own is made."""
-    conninfo = spec.conninfo_dict
-    settings = [
-        (name.replace("-", "_"), re.sub(r"\\(.)", r"\1", value))
-        for name, value in _OPTION.findall(conninfo.get("options", ""))
-    ]
-    if "application_name" in conninfo:
-        settings.append(("application_name", conninfo["application_name"]))
-    return (*settings, *spec.settings)
 
 
 class _Slots(Queue):

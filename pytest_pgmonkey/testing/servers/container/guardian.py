@@ -1,6 +1,6 @@
 """A small process that removes a run's container once pytest is gone, however it went.
 
-It is run as a script by `container.py`, isolated. Each line that it reads is a JSON array:
+It is run as a script by `watcher.py`, isolated. Each line that it reads is a JSON array:
 `["path", directories]` says where to import from, `["made", name]` that the container exists,
 `["run", pid]` that it shall live as long as that process, the controller of a run whose workers
 share it, and `["done"]` that pytest has removed it.

@@ -6,28 +6,22 @@ are our own: its wait does not notice a container that has died, and its reaper 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import hashlib
 import hmac
-import json
 import os
 import secrets
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ....kept_databases import names_in
-from ....processes import identity, is_dead
+from ....processes import is_dead, process_name
 from ....secrets import redact_text
-from ..embedded.directories import ON_WINDOWS
-from ..embedded.server import THROWAWAY
-from ..own_server import ADMIN, ROLE, OwnServer
-from ..server import ServerStartError
+from ..own_server import ADMIN, ROLE, THROWAWAY, OwnServer
+from ..server import KeptAddress, ServerStartError
 from . import guardian
+from .engine import engine_command, engine_errors, find_engine, image_prefix
+from .watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,12 +30,10 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from docker.models.images import Image
     from psycopg import Connection
-    from testcontainers.core.docker_client import DockerClient
 
-    from ..embedded.workers import Worker
-    from ..server import Reach
+    from ..worker import Worker
 
-__all__ = ["DEFAULT_IMAGE", "ContainerServer", "EngineError", "engine_problem", "start_or_join"]
+__all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_or_join_container"]
 
 DEFAULT_IMAGE: Final = "postgres:18"
 OWNER: Final = "pytest-pgmonkey.owner"
@@ -56,7 +48,6 @@ LOG_POLL: Final = 1.0
 LOG_LINES: Final = 15
 _PORT: Final = 5432
 _HOME: Final = "/pgmonkey"
-_ISOLATED: Final = (sys.executable, "-I", "-S", "-E")
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONFLICT: Final = 409
 _PUBLISHED: Final = "published by pytest-pgmonkey"
@@ -65,11 +56,7 @@ _PUBLISHED: Final = "published by pytest-pgmonkey"
 SETTINGS: Final = {**THROWAWAY, "dynamic_shared_memory_type": "mmap"}
 
 
-class EngineError(ServerStartError):
-    """No container engine answers, or what speaks with it is not installed."""
-
-
-class TakenError(ServerStartError):
+class ContainerTakenError(ServerStartError):
     """Another worker of the run has made its container already."""
 
 
@@ -89,15 +76,15 @@ class ContainerServer(OwnServer):
         settings: Mapping[str, str] | None = None,
         worker: Worker | None = None,
     ) -> None:
-        self._client = _find_engine()
-        self.image = _prefix() + (image or DEFAULT_IMAGE)
+        self._client = find_engine()
+        self.image = image_prefix() + (image or DEFAULT_IMAGE)
         self._settings = {**SETTINGS, **(settings or {})}
         self._worker = worker
         self._secret = worker.run if worker else secrets.token_hex(16)
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
         self._attempt = secrets.token_hex(16)
         self._undecided = False
-        self._watcher: _Watcher | None = None
+        self._watcher: Watcher | None = None
         self._address = ("", _PORT)
         self._version = ""
 
@@ -121,8 +108,8 @@ class ContainerServer(OwnServer):
     def bring_up(self) -> None:
         """Make the container, wait for its server, make the tests' role."""
         image = self._find_image()
-        self._watcher = _Watcher(self._attempt)
-        with _engine_errors(f"The container of {self.image} does not start"):
+        self._watcher = Watcher(self._attempt)
+        with engine_errors(f"The container of {self.image} does not start"):
             container = self._make(image)
             self._watcher.tell("made", self.name)
             container.start()
@@ -177,11 +164,9 @@ class ContainerServer(OwnServer):
         finally:
             self._client.client.close()
 
-    def reach(self, name: str) -> Reach:
+    def address_after_run(self, name: str) -> KeptAddress:
         """Tell how a database is reached: people know none of the passwords."""
-        from ...clones.keeping import engine_command, reach
-
-        with _engine_errors(f"The container {self.name} of this run cannot be had"):
+        with engine_errors(f"The container {self.name} of this run cannot be had"):
             labels = self._client.client.containers.get(self.name).labels
             self._client.client.close()
         conninfo = self.admin_conninfo(name)
@@ -190,7 +175,7 @@ class ContainerServer(OwnServer):
         place = {key: conninfo[key] for key in ("host", "port")}
         place.update(container=self.name, guardian=labels.get(GUARDIAN, ""))
         return replace(
-            reach(conninfo, place),
+            KeptAddress.of(conninfo, place),
             psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
             note=f"{ADMIN}'s password: {run} {self.name} sh -c 'echo $POSTGRES_PASSWORD'",
         )
@@ -201,7 +186,7 @@ class ContainerServer(OwnServer):
     def join(self) -> bool:
         """Wait for the container that another worker makes; tell whether it has published it."""
         deadline = time.monotonic() + JOIN_LIMIT
-        with _engine_errors(f"The container {self.name} of this run cannot be had"):
+        with engine_errors(f"The container {self.name} of this run cannot be had"):
             while (found := self._look()) is False:
                 if time.monotonic() > deadline:
                     raise ServerStartError(
@@ -270,7 +255,7 @@ class ContainerServer(OwnServer):
         from docker.errors import ImageNotFound
 
         images = self._client.client.images
-        with _engine_errors(
+        with engine_errors(
             f"The container image {self.image} is not on this machine and cannot be pulled",
             "Pull or build it, or name another one with --pgmonkey-image",
         ):
@@ -288,7 +273,7 @@ class ContainerServer(OwnServer):
         except APIError as error:
             self._undecided = False
             if self._worker is not None and error.status_code == _CONFLICT:
-                raise TakenError(f"The container {self.name} is there already.") from None
+                raise ContainerTakenError(f"The container {self.name} is there already.") from None
             raise
         self._undecided = False
         return container
@@ -309,8 +294,8 @@ class ContainerServer(OwnServer):
             tmpfs={_HOME: "", **dict.fromkeys(volumes, "")},
             labels={
                 guardian.ATTEMPT: self._attempt,
-                OWNER: identity(self._worker.controller if self._worker else os.getpid()),
-                GUARDIAN: identity(self._watcher.pid) if self._watcher else "",
+                OWNER: process_name(self._worker.controller if self._worker else os.getpid()),
+                GUARDIAN: process_name(self._watcher.pid) if self._watcher else "",
             },
             **self._network(),
         )
@@ -438,7 +423,7 @@ class _Patience:
         return ""
 
 
-def start_or_join(image: str | None, worker: Worker) -> ContainerServer:
+def start_or_join_container(image: str | None, worker: Worker) -> ContainerServer:
     """Start the container of this run, or wait for the worker that does."""
     while True:
         if server := _start(image, worker) or _join(image, worker):
@@ -448,7 +433,7 @@ def start_or_join(image: str | None, worker: Worker) -> ContainerServer:
 def _start(image: str | None, worker: Worker) -> ContainerServer | None:
     try:
         return ContainerServer.start(image, worker=worker)
-    except TakenError:
+    except ContainerTakenError:
         return None
 
 
@@ -457,143 +442,12 @@ def _join(image: str | None, worker: Worker) -> ContainerServer | None:
     return server if server.join() else None
 
 
-def engine_problem() -> str | None:
-    """Tell why there can be no container here, `None` where an engine answers."""
-    try:
-        _find_engine().client.close()
-    except EngineError as error:
-        return error.problem
-    return None
-
-
 def says_ready(log: str) -> bool:
     """Whether a server wrote that it is ready on the network; an image's first one is not."""
     _, listening, rest = log.rpartition("listening on IPv")
     return bool(listening) and "ready to accept connections" in rest
 
 
-def _find_engine() -> DockerClient:
-    """Find the container engine; raises EngineError."""
-    try:
-        from docker.errors import DockerException
-        from docker.utils import parse_host
-        from testcontainers.core.docker_client import DockerClient, get_docker_host
-    except ImportError:
-        raise EngineError(
-            'testcontainers is not installed: `pip install "pytest-pgmonkey[container]"`.'
-        ) from None
-    address = ""
-    try:
-        address = parse_host(get_docker_host(), ON_WINDOWS).replace("http+unix:", "unix:")
-        _knock(address)
-        return DockerClient()
-    except (DockerException, OSError) as error:
-        where = address or f"DOCKER_HOST={os.environ.get('DOCKER_HOST')}"
-        raise EngineError(
-            f"No container engine answers at {where}: {_explain(error)}. Start Docker, or set"
-            " DOCKER_HOST to the address of an engine that runs."
-        ) from None
-
-
-def _knock(address: str) -> None:
-    """Fail where nobody listens at a Unix socket: the engine's client would leave one open."""
-    path = address.removeprefix("unix://")
-    if path != address:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(path)
-
-
-@contextlib.contextmanager
-def _engine_errors(problem: str, advice: str = "") -> Iterator[None]:
-    """Turn what the engine's client raises into one error of ours."""
-    from docker.errors import DockerException
-
-    try:
-        yield
-    except (DockerException, OSError) as error:
-        text = f"{problem}: {_explain(error)}."
-        raise ServerStartError(f"{text} {advice}." if advice else text) from None
-
-
-def _prefix() -> str:
-    """Give the registry that the user has told testcontainers to take all images from."""
-    from testcontainers.core.config import testcontainers_config
-
-    # Old versions do not know it.
-    return str(getattr(testcontainers_config, "hub_image_name_prefix", ""))
-
-
-def _explain(error: BaseException) -> str:
-    """Say in a line what an error of the engine's client comes from."""
-    explanation = getattr(error, "explanation", None)
-    if explanation:
-        return " ".join(str(explanation).split()).rstrip(".")
-    for cause in reversed(list(_chain(error))):
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _arguments(settings: Mapping[str, str]) -> Iterator[str]:
     for name, value in settings.items():
         yield from ("-c", f"{name}={value}")
-
-
-class _Watcher:
-    """The process that removes the container if this one cannot."""
-
-    def __init__(self, attempt: str) -> None:
-        self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            [*_ISOLATED, guardian.__file__, str(self._owner), attempt],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            cwd=os.sep,
-            start_new_session=True,
-        )
-        atexit.register(self.leave)
-        self.tell("path", [os.path.abspath(path) for path in sys.path])  # noqa: PTH100
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether this is a fork, and the container not its own."""
-        return os.getpid() != self._owner
-
-    def tell(self, *words: Any) -> None:
-        """Tell it something; where it was killed, nobody listens."""
-        stdin = self._process.stdin
-        if stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stdin.write(json.dumps(words) + "\n")
-                stdin.flush()
-
-    def dismiss(self) -> None:
-        """Let it end: the container is gone."""
-        atexit.unregister(self.leave)
-        self.tell("done")
-        self._close()
-        self._process.wait()
-
-    def leave(self) -> None:
-        """Leave the container to it."""
-        atexit.unregister(self.leave)
-        self._close()
-        self._process.returncode = 0  # or its finalizer warns of a process still running
-
-    def _close(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()

@@ -17,7 +17,7 @@ from ....errors import PGMonkeyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Binaries", "BinariesNotFoundError", "describe_source", "find_all", "find_binaries"]
+__all__ = ["Binaries", "BinariesNotFoundError", "find_all", "find_binaries"]
 
 EXECUTABLE = ".exe" if os.name == "nt" else ""
 SYSTEM_PATTERNS = (
@@ -82,7 +82,7 @@ class Binaries:
         command = [str(program), "--version"]
         try:
             output = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=os.sep, **identity(uid)
+                command, capture_output=True, text=True, check=False, cwd=os.sep, **run_as(uid)
             )
         except OSError as error:
             raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
@@ -93,28 +93,9 @@ class Binaries:
         return found[1]
 
 
-def identity(uid: int | None) -> dict[str, Any]:
+def run_as(uid: int | None) -> dict[str, Any]:
     """Give the arguments with which `subprocess` runs a program as `uid`."""
     return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
-
-
-def extension_directories(binaries: Binaries) -> Iterator[Path]:
-    """Give the directories that hold the extensions' control files of an installation."""
-    root = binaries.bindir.parent
-    # Debian keeps /usr/share/postgresql/15 beside /usr/lib/postgresql/15
-    shares = [root / "share", *(p / "share/postgresql" / root.name for p in root.parents[2:3])]
-    for share in shares:
-        yield from filter(Path.is_dir, (share / "extension", *share.glob("*/extension")))
-
-
-def extension_versions(binaries: Binaries) -> list[str]:
-    """Tell which versions of its extensions an installation would create."""
-    lines = []
-    for directory in extension_directories(binaries):
-        for file in sorted(directory.glob("*.control")):
-            found = re.search(r"(?m)^default_version.*$", file.read_text("utf-8", "replace"))
-            lines.append(f"{file.stem} {found[0] if found else ''}")
-    return lines
 
 
 def find_binaries(bindir: Path | None = None) -> Binaries:
@@ -136,11 +117,6 @@ def find_all() -> Iterator[Binaries]:
             if (resolved := binaries.bindir.resolve()) not in seen:
                 seen.add(resolved)
                 yield binaries
-
-
-def describe_source(bindir: Path | None = None) -> str:
-    """Name the binaries that would be used, for the report header; no server is started."""
-    return find_binaries(bindir).origin
 
 
 def _from_option(bindir: Path) -> Binaries:

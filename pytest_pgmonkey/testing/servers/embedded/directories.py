@@ -10,19 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from ....caches import may_enter
 from ..server import ServerStartError
 
-__all__ = ["ON_WINDOWS", "RUN", "choose_directories", "homes", "new_run"]
+__all__ = ["ON_WINDOWS", "choose_directories", "homes"]
 
-RUN: Final = "pgmonkey_run"
 ON_WINDOWS: Final = os.name == "nt"
 SOCKET_LIMIT: Final = 103 if sys.platform == "darwin" else 107
 ROOM: Final = 512 * 1024 * 1024
-
-
-def new_run() -> dict[str, str | int]:
-    """Give what the controller of a run tells its workers under the key RUN."""
-    return {"name": secrets.token_hex(8), "controller": os.getpid()}
 
 
 def choose_directories(uid: int | None, name: str = "") -> list[Path]:
@@ -60,8 +55,6 @@ def _bases() -> list[Path]:
 
 
 def _is_usable(base: Path, uid: int | None) -> bool:
-    from .unprivileged import may_enter
-
     return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
 
 

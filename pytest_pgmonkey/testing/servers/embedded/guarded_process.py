@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["GuardedProcess", "TakenError", "read_log"]
+__all__ = ["DirectoryTakenError", "GuardedProcess", "read_log"]
 
 LOG_LINES = 15
 
 
-class TakenError(ServerStartError):
+class DirectoryTakenError(ServerStartError):
     """A directory of the server is there already."""
 
 
@@ -84,7 +84,7 @@ class GuardedProcess:
             process, self._process = self._process, None
             if process is None:
                 return
-            if guardian.is_held(str(self.home)):
+            if guardian.has_kept(str(self.home)):
                 _let_go(process)
                 return
             if self._waiting:  # interrupted: it would first finish what it is at
@@ -122,7 +122,7 @@ class GuardedProcess:
     def _result(self, line: str) -> Any:
         answer = json.loads(line) if line else {"error": "the process that guards it has ended"}
         if "error" in answer:
-            kind = TakenError if answer.get("taken") else ServerStartError
+            kind = DirectoryTakenError if answer.get("taken") else ServerStartError
             raise kind(f"The embedded server cannot run: {answer['error']}.", log=self.log())
         return answer["result"]
 
@@ -138,8 +138,8 @@ def read_log(home: Path) -> str:
 
 def server_environment() -> dict[str, str]:
     """Give the environment of the server's programs, without what changes what they do."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+    passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
+    return {**passed, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _spawn(owner: int, uid: int | None, directories: Sequence[Path]) -> subprocess.Popen[str]:

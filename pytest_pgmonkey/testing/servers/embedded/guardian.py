@@ -1,6 +1,6 @@
 """A small process that runs one PostgreSQL server and ends it, whatever becomes of pytest.
 
-It is run as a script by `embedded.py`, isolated, on the standard library alone. It makes the
+It is run as a script by `guarded_process.py`, isolated, on the standard library alone. It makes the
 server's directories, starts the server's programs as its own children, and when the pipe from
 pytest closes or pytest is gone it stops the server and removes the directories. So a normal end
 and a SIGKILL of pytest take the same path.
@@ -39,7 +39,7 @@ LOG = "server.log"
 DATA = "data"
 PID = "guardian.pid"
 PUBLISHED = "published.json"
-HOLD = "kept-"
+KEPT = "kept-"
 
 
 def read_lock_file(data: str) -> list[str]:
@@ -193,16 +193,16 @@ def works_in(pid: int, data: str) -> bool:
         return not os.path.exists("/proc/self/cwd")
 
 
-def hold(home: str, file: str) -> None:
-    """Let the server of a home outlive its run as long as a file is there."""
-    with open(f"{home}/{HOLD}{file.rpartition('/')[2]}", "x", encoding="utf-8") as mark:
+def note_kept(home: str, file: str) -> None:
+    """Note that a database is kept on the server of a home as long as a file is there."""
+    with open(f"{home}/{KEPT}{file.rpartition('/')[2]}", "x", encoding="utf-8") as mark:
         mark.write(file)
 
 
-def is_held(home: str) -> bool:
-    """Tell whether a server is to outlive its run."""
+def has_kept(home: str) -> bool:
+    """Tell whether a database is kept on the server of a home, which outlives its run then."""
     try:
-        marks = [entry.path for entry in os.scandir(home) if entry.name.startswith(HOLD)]
+        marks = [entry.path for entry in os.scandir(home) if entry.name.startswith(KEPT)]
         return any(_names_a_file(mark) for mark in marks)
     except OSError:
         return False
@@ -325,7 +325,7 @@ class Guardian:
     def stay(self) -> None:
         """Wait as long as a database of a failed test is kept on the server."""
         child = self.child
-        while child is not None and child.poll() is None and is_held(self.home):
+        while child is not None and child.poll() is None and has_kept(self.home):
             time.sleep(STAY_POLL)
 
     def end(self) -> None:
@@ -339,9 +339,9 @@ class Guardian:
                 remove_tree(path)
 
     def _spawn(self, argv: tuple[str, ...]) -> subprocess.Popen[bytes]:
-        identity: dict[str, Any] = {}
+        user: dict[str, Any] = {}
         if self.uid >= 0:
-            identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
+            user = {"user": self.uid, "group": self.uid, "extra_groups": []}
         with self._lock, open(f"{self.home}/{LOG}", "ab") as log:
             if self._ended:
                 raise OSError("the server is being removed")
@@ -353,7 +353,7 @@ class Guardian:
                 stderr=log,
                 cwd=self.home,
                 start_new_session=True,
-                **identity,
+                **user,
             )
             return self.child
 

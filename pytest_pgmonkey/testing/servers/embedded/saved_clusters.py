@@ -1,4 +1,4 @@
-"""Data directories kept between runs, so that a run starts without initdb and migrations.
+"""Data directories saved between runs, so that a run starts without initdb and migrations.
 
 Each is one file, which got its name when it was complete: whoever has opened it reads all of it,
 also while it is being removed.
@@ -10,40 +10,37 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ....caches import private_cache
+from ....caches import locked, partial_directory, private_cache
 from .guardian import pack
-from .unprivileged import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["can_keep", "discard", "find", "keep", "key_of"]
+__all__ = ["can_save", "discard", "find", "key_of", "save"]
 
 FORMAT: Final = 2
-KEPT: Final = 6
+LIMIT: Final = 6
 _DIRECTORY: Final = "clusters"
 _LOCK_LIMIT: Final = 5.0
 
 
 def key_of(facts: Iterable[object]) -> str:
-    """Give the name under which a data directory is kept that comes of these facts."""
+    """Give the name under which a data directory is saved that comes of these facts."""
     text = json.dumps([FORMAT, *facts])
     return f"cluster-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def can_keep() -> bool:
-    """Tell whether there is a place to keep anything."""
+def can_save() -> bool:
+    """Tell whether there is a place to save anything."""
     return private_cache(_DIRECTORY) is not None
 
 
 def find(key: str) -> Path | None:
-    """Give the file of the data directory that is kept under a name."""
+    """Give the file of the data directory that is saved under a name."""
     cache = private_cache(_DIRECTORY)
     if cache is None:
         return None
@@ -54,8 +51,8 @@ def find(key: str) -> Path | None:
     return cache / key
 
 
-def keep(key: str, data: Path) -> threading.Thread | None:
-    """Keep a data directory: it is read now, and written while its server runs already.
+def save(key: str, data: Path) -> threading.Thread | None:
+    """Save a data directory: it is read now, and written while its server runs already.
 
     Gives the thread that writes it, `None` where it cannot be read.
     """
@@ -63,7 +60,7 @@ def keep(key: str, data: Path) -> threading.Thread | None:
         content = pack(str(data))
     except OSError:
         return None
-    writing = threading.Thread(target=_store, args=(key, content), name="pgmonkey-keep")
+    writing = threading.Thread(target=_store, args=(key, content), name="pgmonkey-save")
     writing.start()
     return writing
 
@@ -86,19 +83,15 @@ def _store(key: str, content: list[bytes]) -> None:
 
 
 def _write(cache: Path, key: str, content: list[bytes]) -> None:
-    partial = cache / f"partial-{secrets.token_hex(8)}"
-    try:
-        partial.mkdir(mode=0o700)
+    with partial_directory(cache) as partial:
         file = partial / key
         file.touch(mode=0o600)
         with file.open("wb") as writing:
             writing.writelines(content)
         file.rename(cache / key)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_oldest(cache: Path) -> None:
-    kept = sorted(cache.glob("cluster-*"), key=lambda file: file.stat().st_mtime)
-    for file in kept[:-KEPT]:
+    saved = sorted(cache.glob("cluster-*"), key=lambda file: file.stat().st_mtime)
+    for file in saved[:-LIMIT]:
         discard(file)

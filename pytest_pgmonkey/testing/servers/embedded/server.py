@@ -7,11 +7,12 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, TypeVar
 
-from ..own_server import ADMIN, ROLE, OwnServer
-from ..server import Reach, ServerStartError
+from ....kept_databases import KeptError
+from ..own_server import ADMIN, ROLE, THROWAWAY, OwnServer
+from ..server import KeptAddress, ServerStartError
 from . import guardian, saved_clusters
-from .binaries import extension_versions
 from .directories import ON_WINDOWS, choose_directories
+from .extensions import extension_advice, extension_versions
 from .guarded_process import GuardedProcess, read_log
 from .unprivileged import make_reachable, unprivileged_uid
 
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
 
 
-THROWAWAY = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "autovacuum": "off",
-    "jit": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-    "max_logical_replication_workers": "0",
-    "max_connections": "100",
-    "shared_buffers": "64MB",
-    "max_wal_size": "256MB",
-    "log_checkpoints": "off",
-    "timezone": "UTC",
-    "log_timezone": "UTC",
-}
 LOCALE_C = ["--locale=C"]
 
 AnyServer = TypeVar("AnyServer", bound="EmbeddedServer")
@@ -54,7 +39,7 @@ class EmbeddedServer(OwnServer):
     """
 
     source = "embedded"
-    _keeping: threading.Thread | None = None
+    _saving: threading.Thread | None = None
 
     def __init__(
         self, binaries: Binaries, *, settings: Mapping[str, str] | None = None, name: str = ""
@@ -75,16 +60,16 @@ class EmbeddedServer(OwnServer):
         settings: Mapping[str, str] | None = None,
         recipe: Recipe | None = None,
     ) -> AnyServer:
-        """Start a server with the tests' role, and the recipe's template if one was kept."""
+        """Start a server with the tests' role, and the recipe's template if one was saved."""
         server = cls(binaries, settings=settings)
         server.bring_up(recipe)
         return server
 
     def bring_up(self, recipe: Recipe | None = None) -> None:
-        """Make a cluster or copy one that was kept, and start its server; all or nothing."""
+        """Make a cluster or copy one that was saved, and start its server; all or nothing."""
         try:
-            if recipe is None or not self._start_kept(self._key(recipe)):
-                if not self._start_kept(self._key()):
+            if recipe is None or not self._start_saved(self._key(recipe)):
+                if not self._start_saved(self._key()):
                     self.make_new_cluster()
                     self.start_postmaster()
                 self.make_role()
@@ -116,37 +101,38 @@ class EmbeddedServer(OwnServer):
         """Give the last lines that the server wrote."""
         return read_log(self.home)
 
-    def reach(self, name: str) -> Reach:
-        from ...clones.keeping import KeptError, reach
-
+    def address_after_run(self, name: str) -> KeptAddress:
         if self._password is not None:
             raise KeptError("a server that asks for a random password ends with the run")
         conninfo = self.conninfo(name)
-        return reach(conninfo, {key: conninfo[key] for key in ("host", "port")})
+        return KeptAddress.of(conninfo, {key: conninfo[key] for key in ("host", "port")})
+
+    def extension_advice(self, name: str, problem: str) -> str:
+        return extension_advice(name, problem)
 
     def outlive(self, file: Path) -> None:
-        guardian.hold(str(self.home), str(file))
+        guardian.note_kept(str(self.home), str(file))
 
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
-        self.finish_keeping()
+        self.finish_saving()
 
-    def finish_keeping(self) -> None:
+    def finish_saving(self) -> None:
         """Wait until what later runs start from is written."""
-        if self._keeping is not None:
-            self._keeping.join()
+        if self._saving is not None:
+            self._saving.join()
 
     def make_cluster(self) -> None:
-        """Make the data directory, by a copy where one was kept."""
-        if not self._copy_kept(self._key()):
+        """Make the data directory, by a copy where one was saved."""
+        if not self._copy_saved(self._key()):
             self.make_new_cluster()
 
     def make_new_cluster(self) -> None:
-        """Make the data directory anew, and keep it for later runs."""
+        """Make the data directory anew, and save it for later runs."""
         self.run_initdb()
         if key := self._key():
-            self._keeping = saved_clusters.keep(key, self.guarded.data)
+            self._saving = saved_clusters.save(key, self.guarded.data)
 
     def run_initdb(self) -> None:
         """Make the data directory with initdb."""
@@ -171,7 +157,7 @@ class EmbeddedServer(OwnServer):
         self._make_role(self._password)
 
     def _key(self, recipe: Recipe | None = None) -> str:
-        """Name what a data directory is made from, empty where it must not be kept."""
+        """Name what a data directory is made from, empty where it must not be saved."""
         if self._password is not None or (recipe is not None and not recipe.lasting):
             return ""
         facts = [
@@ -185,7 +171,7 @@ class EmbeddedServer(OwnServer):
             facts += extension_versions(self.binaries)
         return saved_clusters.key_of(facts)
 
-    def _copy_kept(self, key: str) -> bool:
+    def _copy_saved(self, key: str) -> bool:
         found = saved_clusters.find(key) if key else None
         if found is None:
             return False
@@ -194,9 +180,9 @@ class EmbeddedServer(OwnServer):
         saved_clusters.discard(found)
         return False
 
-    def _start_kept(self, key: str) -> bool:
-        """Start on a copy of a data directory that was kept; one that does not start is removed."""
-        if not self._copy_kept(key):
+    def _start_saved(self, key: str) -> bool:
+        """Start on a copy of a saved data directory; one that does not start is removed."""
+        if not self._copy_saved(key):
             return False
         try:
             self.start_postmaster()
@@ -206,13 +192,13 @@ class EmbeddedServer(OwnServer):
             return False
         return True
 
-    def _keep_template(self, recipe: Recipe) -> None:
-        """Keep the data directory, for which the server has to be down for a moment."""
-        if (key := self._key(recipe)) and saved_clusters.can_keep():
+    def _save_template(self, recipe: Recipe) -> None:
+        """Save the data directory, for which the server has to be down for a moment."""
+        if (key := self._key(recipe)) and saved_clusters.can_save():
             self.guarded.halt("SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
-                self.finish_keeping()
-                self._keeping = saved_clusters.keep(key, self.guarded.data)
+                self.finish_saving()
+                self._saving = saved_clusters.save(key, self.guarded.data)
             self.start_postmaster()
 
     def _initdb(self, options: list[str]) -> int:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import tarfile
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from ....caches import NAME, is_ours, own_cache_bases
+from ....caches import locked, may_enter, partial_directory, readable_cache
 from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from .binaries import Binaries
 
-__all__ = [
-    "cache_directory",
-    "locked",
-    "make_reachable",
-    "may_enter",
-    "unprivileged_uid",
-]
+__all__ = ["make_reachable", "unprivileged_uid"]
 
 UNPRIVILEGED = 65534
 COPY_LIMIT = 500 * 1024 * 1024
-LOCK_LIMIT = 60.0
-LOCK_POLL = 0.01
 
 
 def unprivileged_uid() -> int | None:
@@ -68,41 +57,6 @@ def make_reachable(binaries: Binaries, uid: int | None) -> Binaries:
             " that every user can read."
         )
     return found
-
-
-def may_enter(directory: Path, uid: int | None) -> bool:
-    """Tell whether `uid` gets into what is made in a directory; by its mode, as root may anyway."""
-    resolved = directory.resolve()
-    return uid is None or all(
-        path.stat().st_mode & stat.S_IXOTH for path in (resolved, *resolved.parents)
-    )
-
-
-def cache_directory(uid: int | None) -> Path:
-    """Give a directory that only this user writes and `uid` can read, made where need be."""
-    for base in _cache_bases():
-        directory = base / NAME
-        with contextlib.suppress(OSError):
-            if may_enter(_nearest(base), uid):
-                # The mode is named, as the umask may let a group write.
-                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-                if is_ours(directory):
-                    directory.chmod(0o755)  # the umask may have closed it
-                    return directory
-    looked = ", ".join(str(base) for base in _cache_bases())
-    raise PGMonkeyError(
-        f"No directory for a cache that user {uid} can read: looked at {looked}."
-        " Set XDG_CACHE_HOME to one."
-    )
-
-
-def _cache_bases() -> Iterator[Path]:
-    yield from own_cache_bases()
-    yield from (Path("/var/cache"), Path("/var/tmp"))
-
-
-def _nearest(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _tried(binaries: Binaries, uid: int) -> Binaries | None:
@@ -180,20 +134,16 @@ def _open_to_all(directory: Path) -> None:
 
 def _once(source: Path, uid: int | None, fill: Callable[[Path], None]) -> Path:
     """Give the cached directory made from a file, filled once, whoever asks at the same time."""
-    cache = cache_directory(uid)
+    cache = readable_cache(uid)
     found = source.stat()
     facts = f"{source.resolve()} {found.st_size} {found.st_mtime_ns}"
     target = cache / f"binaries-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
     with locked(cache):
         if not target.exists():
-            partial = cache / f"partial-{secrets.token_hex(8)}"
-            try:
-                partial.mkdir()
+            with partial_directory(cache) as partial:
                 fill(partial)
                 _open_to_all(partial)
                 _settle(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -203,38 +153,3 @@ def _settle(partial: Path, target: Path) -> None:
     except OSError:
         if not target.exists():  # else another process without our lock was quicker
             raise
-
-
-@contextlib.contextmanager
-def locked(directory: Path, limit: float = LOCK_LIMIT) -> Iterator[bool]:
-    """Hold the lock of a cache directory; gives `False` where it cannot be had in time.
-
-    Without it, the rename still gives a whole copy. A run that is stopped with the lock in its
-    hands must not stop all others, hence the limit.
-    """
-    with (directory / "lock").open("w") as file:
-        held = _lock(file, limit)
-        if held:
-            for left_by_a_killed_run in directory.glob("partial-*"):
-                shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
-        yield held
-
-
-def _lock(file: TextIO, limit: float) -> bool:
-    deadline = time.monotonic() + limit
-    while (held := _try_lock(file)) is None and time.monotonic() < deadline:
-        time.sleep(LOCK_POLL)
-    return bool(held)
-
-
-def _try_lock(file: TextIO) -> bool | None:
-    """Give `None` where somebody else holds the lock, `False` where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except (ImportError, OSError):  # not every file system has them
-        return False
-    return True

@@ -11,41 +11,25 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..server import ServerStartError
 from . import guardian
-from .directories import ON_WINDOWS, RUN, homes
-from .guarded_process import TakenError
+from .directories import homes
+from .guarded_process import DirectoryTakenError
 from .server import EmbeddedServer
 
 if TYPE_CHECKING:
     from ...databases.recipe import Recipe
+    from ..worker import Worker
     from .binaries import Binaries
 
-__all__ = ["Worker", "end_run", "start_or_join", "worker_of"]
+__all__ = ["end_run", "start_or_join_server"]
 
 _POLL: Final = 0.01
 _PATIENCE: Final = 10.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker of a run."""
-
-    name: str
-    run: str
-    controller: int
-
-
-def worker_of(workerinput: dict[str, Any] | None) -> Worker | None:
-    """Give the worker that this process is, `None` where it has a server of its own."""
-    told = (workerinput or {}).get(RUN)
-    if workerinput is None or told is None or ON_WINDOWS or os.getppid() != told["controller"]:
-        return None  # A worker that is no child of the controller may be on another machine.
-    return Worker(workerinput["workerid"], told["name"], told["controller"])
 
 
 class RunServer(EmbeddedServer):
@@ -67,7 +51,7 @@ class RunServer(EmbeddedServer):
     def stop(self) -> None:
         if self._alone:
             super().stop()
-        self.finish_keeping()
+        self.finish_saving()
 
 
 class JoinedServer(EmbeddedServer):
@@ -95,7 +79,9 @@ class JoinedServer(EmbeddedServer):
         """Leave it to the other workers."""
 
 
-def start_or_join(binaries: Binaries, worker: Worker, recipe: Recipe | None) -> EmbeddedServer:
+def start_or_join_server(
+    binaries: Binaries, worker: Worker, recipe: Recipe | None
+) -> EmbeddedServer:
     """Start the server of this run, or wait for the worker that does; raises ServerStartError."""
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -103,7 +89,7 @@ def start_or_join(binaries: Binaries, worker: Worker, recipe: Recipe | None) -> 
         if home is None:
             try:
                 server = RunServer(binaries, worker)
-            except TakenError:
+            except DirectoryTakenError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
@@ -145,7 +131,7 @@ def _guardian_lives(home: Path) -> bool:
 def end_run(run: str) -> None:
     """End the server of a run, if one of its workers has started one; leaves nothing behind."""
     found = homes(run)
-    if any(guardian.is_held(str(home)) for home in found):
+    if any(guardian.has_kept(str(home)) for home in found):
         return  # A database is kept there: the guardian ends the server when it is removed.
     for home in filter(_is_home, found):
         with contextlib.suppress(OSError, ValueError):

@@ -1,0 +1,136 @@
+"""Clone isolation: a database of the test's own, with production's real connections and commits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from ...handles import make_handle
+from ..file_settings import in_clone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...handles import AsyncHandle, Handle
+    from ..servers.server import Server
+    from .clones import Clones
+
+__all__ = ["CloneIsolation"]
+
+
+class _Lent:
+    """A production handle's connections, lent to the handle that the application holds."""
+
+    def __init__(self, twin: Handle) -> None:
+        self._twin = twin
+        self._origins: dict[int, Any] = {}
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        source, conn = self._twin._borrow(timeout)
+        self._origins[id(conn)] = source
+        return conn
+
+    def putconn(self, conn: Any) -> None:
+        self._origins.pop(id(conn)).putconn(conn)
+
+    def close(self) -> None:
+        self._twin.disconnect()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._twin.pool, name)
+
+
+class _AsyncLent:
+    """The same for an async handle."""
+
+    def __init__(self, twin: AsyncHandle) -> None:
+        self._twin = twin
+        self._origins: dict[int, Any] = {}
+
+    async def getconn(self, timeout: float | None = None) -> Any:
+        source, conn = await self._twin._borrow(timeout)
+        self._origins[id(conn)] = source
+        return conn
+
+    async def putconn(self, conn: Any) -> None:
+        await self._origins.pop(id(conn)).putconn(conn)
+
+    async def close(self) -> None:
+        await self._twin.disconnect()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._twin.pool, name)
+
+
+class CloneIsolation:
+    """What one test runs in: a clone, to which handles lead by production's own sources.
+
+    `retire` takes the isolation of a test that has ended, and gives its clone back at some time.
+    """
+
+    def __init__(
+        self, clones: Clones, server: Server, retire: Callable[[CloneIsolation], None]
+    ) -> None:
+        self._clones = clones
+        self._server = server
+        self._retire = retire
+        self._twins: dict[Any, Any] = {}
+        self._lent: dict[Any, Any] = {}
+        self._connection: psycopg.Connection[Any] | None = None
+        self._clean = False
+
+    def begin(self) -> None:
+        """Take a clone."""
+        self.name = self._clones.take()
+        self.conninfo = self._server.conninfo(self.name)
+        self._before = self._clones.mark()
+
+    def source(self, handle: Handle) -> Any:
+        """Give what a sync handle borrows from; `None` to a handle of our own."""
+        return self._find(handle, _Lent)
+
+    def async_source(self, handle: AsyncHandle) -> Any:
+        """Give what an async handle borrows from; `None` to a handle of our own."""
+        return self._find(handle, _AsyncLent)
+
+    def _find(self, handle: Any, kind: Any) -> Any:
+        if handle in self._lent:
+            return self._lent[handle]
+        if handle in self._twins:
+            return None
+        twin = make_handle(in_clone(handle.spec, self.conninfo), handle._connector.hook)
+        self._twins[twin] = handle
+        self._lent[handle] = kind(twin)
+        return self._lent[handle]
+
+    def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
+        """Run one statement in autocommit."""
+        __tracebackhide__ = True
+        return self._own_connection().execute(query, params)
+
+    def _own_connection(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.Connection.connect(
+                **self.conninfo,  # type: ignore[arg-type]
+                autocommit=True,
+            )
+        return self._connection
+
+    def end(self) -> tuple[list[str], list[str]]:
+        """Close what the test has opened; there is nothing to tell of it."""
+        for twin in self._twins:
+            twin._end_all()
+        try:
+            self._clean = self._clones.mark() == self._before
+            if self._connection is not None:
+                self._connection.close()
+        except psycopg.Error:
+            # The test has ended the server's side, or the server itself: the clone goes.
+            self._clean = False
+        self._retire(self)
+        return [], []
+
+    def give_back(self) -> None:
+        """Give the clone back, for another test if nothing was written in it."""
+        self._clones.give_back(self.name, clean=self._clean)

@@ -1,0 +1,50 @@
+"""What a test runs in: the protocol that rollback and clone isolation follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import PGMonkeyError
+
+if TYPE_CHECKING:
+    from psycopg import Cursor
+
+    from ..handles import AsyncHandle, Handle
+    from ..sources import AsyncSource, Source
+
+__all__ = ["Isolation", "KitError", "Sources", "SpoiledError"]
+
+
+class KitError(PGMonkeyError):
+    """The kit cannot give a test what it asks for; the message says what to do."""
+
+
+class SpoiledError(KitError):
+    """A test has committed something that cannot be undone: no other may run on it."""
+
+
+class Sources(Protocol):
+    """What handles borrow their connections from; `None` leaves a handle its own source."""
+
+    def source(self, handle: Handle, /) -> Source | None: ...
+    def async_source(self, handle: AsyncHandle, /) -> AsyncSource | None: ...
+
+
+class Isolation(Sources, Protocol):
+    """What a test runs in, from its first fixture to its end."""
+
+    @property
+    def conninfo(self) -> dict[str, str]:
+        """Keywords for libpq that lead to the test's database."""
+
+    def execute(self, query: Any, params: Any) -> Cursor[Any]:
+        """Run one statement in autocommit."""
+
+    def begin(self) -> None:
+        """Begin the test."""
+
+    def end(self) -> tuple[list[str], list[str]]:
+        """Undo the test; gives its failures, and what else its report should tell.
+
+        Raises SpoiledError where it cannot be undone.
+        """

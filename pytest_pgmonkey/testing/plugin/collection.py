@@ -1,0 +1,142 @@
+"""Which tests use the kit: their fixtures in order, and the types that they run over."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ... import sources
+from ...connection_type import CONNECTION_TYPES
+from ..options import OptionError, judge_types
+from . import internals
+from .configure import INTERCEPTION, OPTIONS
+from .marker import MARKER, WISH, marked, wish_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLONES_WANTED: Final = pytest.StashKey[bool]()
+_PREFIX: Final = "pgmonkey"
+_TEST_FIXTURE: Final = "_pgmonkey_test"
+_BEGINNING: Final = (
+    "pgmonkey",
+    "pgmonkey_connection",
+    "pgmonkey_manager",
+    "pgmonkey_normal",
+    "pgmonkey_pool",
+    "pgmonkey_async",
+    "pgmonkey_async_pool",
+)
+_NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
+
+
+def uses_kit(item: pytest.Item) -> bool:
+    """Whether a test asks for a database, by fixture or marker."""
+    return item.get_closest_marker(MARKER) is not None or any(
+        name.startswith(_PREFIX) and _is_ours(name, internals.fixtures_of(item).get(name, ()))
+        for name in getattr(item, "fixturenames", ())
+    )
+
+
+def _is_ours(name: str, definitions: Sequence[Any]) -> bool:
+    """Whether a fixture is the plugin's: a project may have one of its own by that name."""
+    for definition in reversed(definitions):
+        if definition.func.__module__ == f"{__package__}.fixtures":
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    users = [item for item in items if uses_kit(item)]
+    for item in users:
+        _prepare_item(item)
+    config.stash[CLONES_WANTED] = any(item.stash[WISH].isolation == "clone" for item in users)
+    config.stash[INTERCEPTION].collected()
+    options = config.stash[OPTIONS]
+    if options.intercept == "auto" and not users and not options.given:
+        sources.interceptor = None
+
+
+def _prepare_item(item: pytest.Item) -> None:
+    item.stash[WISH] = wish_of(item)
+    backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("anyio_backend", ""))
+    if "trio" in backend:
+        item.add_marker(
+            pytest.mark.skip(reason="psycopg's async connections are asyncio's, not trio's")
+        )
+    names = getattr(item, "fixturenames", None)
+    if names is not None:
+        # Asked for only at set-up; else pytest-rerunfailures does not forget that the database
+        # could not be prepared.
+        internals.add_fixture(item, "pgmonkey_database")
+        _put_first(item, names)
+
+
+def _put_first(item: pytest.Item, names: list[str]) -> None:
+    """Begin the test before any other fixture of function scope, so that it ends after them."""
+    beginning = next((name for name in names if name in _BEGINNING), None)
+    if beginning is not None:
+        names.remove(beginning)
+    elif item.get_closest_marker(MARKER) is not None:
+        beginning = _TEST_FIXTURE
+    else:
+        return  # It asks for the server or the database only.
+    known = internals.fixtures_of(item)
+    position = len(names)
+    for index, name in enumerate(names):
+        found = known.get(name)
+        if found and found[-1].scope == "function":
+            position = index
+            break
+    names.insert(position, beginning)
+
+
+# The fixture pgmonkey_connection
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = "pgmonkey_connection"
+    if name not in metafunc.fixturenames or _is_parametrized(metafunc, name):
+        return
+    types = _types_of(metafunc)
+    if types == ("native",):
+        types = _NATIVE[is_async(metafunc.function)]
+    elif types == ("all",):
+        types = CONNECTION_TYPES
+    metafunc.parametrize(name, types, indirect=True, ids=types)
+
+
+def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
+    return any(
+        name in re.split(r"\s*,\s*", mark.args[0])
+        if isinstance(mark.args[0], str)
+        else name in mark.args[0]
+        for mark in metafunc.definition.iter_markers("parametrize")
+        if mark.args
+    )
+
+
+def _types_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
+    wanted = marked(metafunc.definition, "types", metafunc.config.stash[OPTIONS].types)
+    if isinstance(wanted, str):
+        wanted = wanted.replace(",", " ").split()
+    origin = "@pytest.mark.pgmonkey(types=…)"
+    try:
+        if not isinstance(wanted, Iterable):
+            raise OptionError(f"{origin}: {wanted!r} is no name of a type, nor a list of them")
+        return judge_types(tuple(map(str, wanted)), origin)
+    except OptionError as error:
+        pytest.fail(f"{metafunc.definition.nodeid}: {error}", pytrace=False)
+
+
+def is_async(function: Any) -> bool:
+    """Whether a test function is a coroutine, also under hypothesis's wrapper."""
+    inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)

@@ -1,0 +1,119 @@
+"""The options of a run, and the interception of the application's handles."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ... import sources
+from ..interception import Interception
+from ..options import OPTIONS as TABLE
+from ..options import Option, OptionError, Options, environment, resolve
+from . import internals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+OPTIONS: Final = pytest.StashKey[Options]()
+INTERCEPTION: Final = pytest.StashKey[Interception]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pgmonkey", "PostgreSQL databases for tests (pytest-pgmonkey)")
+    for option in TABLE:
+        _add_option(group, option)
+        parser.addini(option.ini, option.help, type=option.ini_type, default=None)  # type: ignore[arg-type]
+
+
+def _add_option(group: Any, option: Option) -> None:
+    dest = option.ini + "_option"
+    if option.kind == "flag":
+        group.addoption(option.flag, dest=dest, action="store_true", default=None, help=option.help)
+    elif option.kind == "lines":
+        group.addoption(
+            option.flag, dest=dest, action="append", default=None, help=option.help, metavar="X"
+        )
+    else:
+        group.addoption(option.flag, dest=dest, default=None, help=_help(option), metavar="X")
+
+
+def _help(option: Option) -> str:
+    choices = f": {', '.join(option.choices)}" if option.choices else ""
+    default = f" (default: {option.default})" if option.default else ""
+    return f"{option.help}{choices}{default}".replace("%", "%%")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # A conftest may import the application, which may ask for its handles at once.
+    _install(early_config, early_config.known_args_namespace)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "pgmonkey(isolation='rollback', types='native'): give the test a PostgreSQL database "
+        "that is rolled back, without naming a fixture, or with other settings than the run's.",
+    )
+    if INTERCEPTION not in config.stash:
+        _install(config, config.option)
+    # A project that only has the package installed runs on any pytest.
+    if (problem := internals.unsupported()) and mentions_kit(config):
+        raise pytest.UsageError(problem)
+
+
+def _install(config: pytest.Config, arguments: Any) -> None:
+    """Decide the options, and stand between the application's handles and their servers."""
+    try:
+        options = resolve(
+            lambda option: getattr(arguments, option.ini + "_option", None),
+            lambda option: config.getini(option.ini),
+            environment(),
+            rootdir=config.rootpath,
+            called_from=config.invocation_params.dir,
+        )
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
+    interception = Interception(
+        options.map, partial(mentions_kit, config), everything=options.intercept != "false"
+    )
+    config.stash[OPTIONS] = options
+    config.stash[INTERCEPTION] = sources.interceptor = interception
+    # Where loading a conftest fails, pytest_unconfigure is not called.
+    config.add_cleanup(partial(_uninstall, interception))
+
+
+def _uninstall(interception: Interception) -> None:
+    if sources.interceptor is interception:
+        sources.interceptor = None
+
+
+def mentions_kit(config: pytest.Config) -> bool:
+    """Whether the tests being collected will use the kit, as far as their text tells.
+
+    Asked only when application code enters a handle while it is imported, and for the header.
+    """
+    if config.stash[OPTIONS].given or config.stash[OPTIONS].intercept == "true":
+        return True
+    arguments: Iterable[str] = (
+        getattr(config, "args", None) or config.known_args_namespace.file_or_dir
+    )
+    for argument in arguments or [str(config.rootpath)]:
+        path = Path(argument.split("::", 1)[0])
+        files = path.rglob("*.py") if path.is_dir() else [path, *path.parent.glob("conftest.py")]
+        if any(_mentions(file) for file in files):
+            return True
+    return False
+
+
+def _mentions(file: Path) -> bool:
+    if not (file.name.startswith("test_") or file.name.endswith(("_test.py", "conftest.py"))):
+        return False
+    try:
+        return re.search(r"\bpgmonkey(_\w+)?\b(?!\.yaml)", file.read_text("utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,136 @@
+"""Rollback isolation: a test in one transaction of the prepared database, which is undone."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from .isolation import KitError
+from .sandbox import Sandbox
+from .sandbox.psycopg_door.connections import SandboxConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .sandbox.core.outer import Scope
+
+__all__ = ["RollbackIsolation"]
+
+_PATIENCE: Final = 10.0
+
+
+class RollbackIsolation:
+    """What the tests of a process run in, one after the other.
+
+    `remake` makes the database anew after something was committed in it, or raises SpoiledError
+    with the failures that it is given; `log` gives the server's last lines.
+    """
+
+    def __init__(
+        self,
+        conninfo: dict[str, str],
+        wait_timeout: float,
+        remake: Callable[[list[str]], None],
+        log: Callable[[], str],
+    ) -> None:
+        self._database = conninfo
+        self._wait_timeout = wait_timeout
+        self._remake = remake
+        self._log = log
+        self._sandbox = Sandbox(conninfo, wait_timeout)
+        # No call of ours stands between a handle and the sandbox: every borrower would pay for it.
+        self.source: Final = self._sandbox.source
+        self.async_source: Final = self._sandbox.async_source
+        self._pooled = False
+        self._lost = ""
+        self._shared: list[Scope[SandboxConnection]] = []
+
+    def connect(self) -> None:
+        """Connect now, so that a server that cannot be reached shows at once."""
+        self._sandbox.connect()
+        self._pooled = self._sandbox.backend.is_pooled
+
+    def close(self) -> None:
+        """End the session with the server; the next test opens another."""
+        self._sandbox.close()
+
+    @property
+    def conninfo(self) -> dict[str, str]:
+        """Keywords for libpq that lead to the prepared database, past the test's transaction.
+
+        Such a connection would wait for the test's locks without end, so it waits for as long as
+        one of the test's own.
+        """
+        options = self._database.get("options", "")
+        # PgBouncer refuses options that it does not know.
+        if "lock_timeout" in options or self._pooled:
+            return self._database
+        limit = max(1, round(self._wait_timeout * 1000))
+        return {**self._database, "options": f"{options} -c lock_timeout={limit}".lstrip()}
+
+    def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
+        """Run one statement in autocommit, in the test's transaction."""
+        __tracebackhide__ = True
+        conn: Any = self._sandbox.lend(SandboxConnection, autocommit=True)
+        try:
+            cursor: psycopg.Cursor[Any] = conn.execute(query, params)
+            return cursor
+        finally:
+            conn.close()
+
+    @contextmanager
+    def share(self) -> Iterator[SandboxConnection]:
+        """Give a connection whose work the tests of a scope see, until the block ends."""
+        scope = self._sandbox.open_scope()
+        self._shared.append(scope)
+        try:
+            yield scope.connection
+        finally:
+            self._shared.remove(scope)
+            scope.close()
+
+    def begin(self) -> None:
+        """Begin a test; the first connection that it borrows begins the transaction."""
+        if self._lost or self._shared:
+            self._begin_special()
+
+    def _begin_special(self) -> None:
+        self.check_server()
+        if any(scope.lost for scope in self._shared):
+            raise KitError(
+                "the data of pgmonkey_module or pgmonkey_class is gone: an earlier test has lost "
+                "the session that it was written in"
+            )
+        self._sandbox.begin()
+
+    def check_server(self) -> None:
+        """Raise KitError where the server has ended; the first one shows the server's log."""
+        if self._lost:
+            told, self._lost = self._lost, self._lost.partition("\n")[0]
+            raise KitError(told)
+
+    def end(self) -> tuple[list[str], list[str]]:
+        """Roll the test back; gives its failures, and the waits that were refused.
+
+        Raises SpoiledError where something was committed that cannot be undone.
+        """
+        sandbox = self._sandbox
+        refusals = sandbox.take_refusals()
+        failures = sandbox.reset()
+        if sandbox.spoiled:
+            sandbox.close()
+            sandbox.spoiled = False
+            self._remake(failures)
+        elif not sandbox.is_open:
+            self._reopen()
+        return failures, refusals
+
+    def _reopen(self) -> None:
+        """Connect anew, or remember why no further test can: one line for each is enough."""
+        try:
+            self._sandbox.connect(_PATIENCE)
+        except psycopg.OperationalError as error:
+            last_words = filter(None, [f"the server has ended: {error}", self._log()])
+            self._lost = "\n".join(last_words)
