@@ -141,6 +141,17 @@ def test_imports_follow_the_folders(folder: str) -> None:
     assert_none(breaches((name for name in FILES if is_in(name, folder)), *forbidden))
 
 
+def test_one_module_knows_all_sources_of_servers() -> None:
+    """Another source is a module of its own, and a line there."""
+    sources = [f"testing.servers.{name}" for name in ("embedded", "container", "configured")]
+    known = {
+        name: {one for one in sources if any(is_in(module_of(i), one) for i in IMPORTS[name])}
+        for name in FILES
+        if not is_in(name, *sources)
+    }
+    assert [name for name, ones in known.items() if len(ones) > 1] == ["testing.servers.launch"]
+
+
 def test_nothing_imports_the_plugin() -> None:
     """pytest loads it, by its entry point."""
     others = (name for name in FILES if not is_in(name, PLUGIN))
