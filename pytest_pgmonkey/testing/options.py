@@ -25,7 +25,8 @@ class OptionError(PGMonkeyError):
     """An option is wrong, or contradicts another; pytest shows it as a usage error."""
 
 
-@dataclass(frozen=True)
+# Nobody compares or prints these two, and every run of pytest waits for what makes the methods.
+@dataclass(frozen=True, eq=False, repr=False)
 class Option:
     """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`."""
 
@@ -111,7 +112,7 @@ OPTIONS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Options:
     """What the options come to; `given` are the names that somebody set, and how."""
 

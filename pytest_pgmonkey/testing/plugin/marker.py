@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pytest
 
@@ -17,11 +17,14 @@ _running: pytest.Item
 _isolation: str
 
 
-class Wish(NamedTuple):
+class Wish:
     """What a test asks of the kit."""
 
-    isolation: str
-    problem: str
+    __slots__ = ("isolation", "problem")
+
+    def __init__(self, isolation: str, problem: str = "") -> None:
+        self.isolation: Final = isolation
+        self.problem: Final = problem
 
 
 WISH: Final = pytest.StashKey[Wish]()
