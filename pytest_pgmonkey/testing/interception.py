@@ -84,9 +84,13 @@ class Interception:
         if self._primary is None:
             self._primary, self._primary_origin = name, origin
         elif name != self._primary:
+            from ..secrets import redact_text  # not while the plugin loads
+
+            # Somebody may have written a whole connection string in the place of a name.
+            name, primary = redact_text(name), redact_text(self._primary)
             raise SandboxError(
                 f"{origin} names the database {name!r}, and {self._primary_origin} names "
-                f"{self._primary!r}: there is one test database. To let both lead to it, add to "
+                f"{primary!r}: there is one test database. To let both lead to it, add to "
                 f"the ini file:\npgmonkey_map =\n    {name} = primary"
             )
 

@@ -163,6 +163,35 @@ def test_a_second_database_name_is_refused_or_mapped(
     run("--pgmonkey-map", "reporting = primary").assert_outcomes(passed=2)
 
 
+def test_a_connection_string_in_place_of_a_name(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """Neither the handle nor an error shows the password in a DSN that stands as `dbname`."""
+    dsn = "postgresql://me:hunter2@db.example/app"
+    (project.path / "dsn.yaml").write_text(f"connection_settings: {{dbname: '{dsn}'}}\n")
+    project.makepyfile(
+        """
+        from pytest_pgmonkey import PGConnectionManager
+
+        def test_handle(pgmonkey):
+            get = PGConnectionManager().get_database_connection
+            print(get("dsn.yaml", "normal"), get("dsn.yaml", "pool"))
+
+        def test_error(pgmonkey):
+            PGConnectionManager().get_database_connection_from_dict(
+                {"connection_settings": {"dbname": "other"}}, "normal"
+            )
+        """
+    )
+    result = run("-s")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*names the database*there is one test database*"])
+    assert "hunter2" not in result.stdout.str()
+    result = run("--pgmonkey-config=dsn.yaml")
+    result.stdout.fnmatch_lines(["*connection_settings.dbname: holds a whole connection string*"])
+    assert "hunter2" not in result.stdout.str()
+
+
 def test_what_the_file_says_of_a_connection_holds(
     project: pytest.Pytester, run: Callable[..., Any]
 ) -> None:

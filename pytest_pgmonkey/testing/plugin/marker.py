@@ -82,13 +82,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     _isolation = wish.isolation
 
 
-def running_test() -> pytest.Item:
-    """Give the test that is being set up, or was last."""
-    return _running
-
-
 def isolation_of_running_test() -> str:
-    """Give the isolation that it asks for."""
+    """Give the isolation that the test which is being set up asks for."""
     return _isolation
 
 

@@ -115,6 +115,7 @@ def _contained(options: Options, worker: Worker | None) -> Server:
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     from ...config import connection_spec, load_config
+    from ...judge import refuse_connection_strings
     from .configured import ConfiguredServer
 
     read_with = {
@@ -123,6 +124,7 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     }
     config = load_config(file, **read_with)
     spec = connection_spec(config, "normal", origin=str(file))
+    refuse_connection_strings(spec.conninfo_dict, spec.origin)
     return ConfiguredServer(spec, config, str(file), worker, read_with)
 
 

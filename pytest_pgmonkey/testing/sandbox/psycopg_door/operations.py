@@ -6,7 +6,6 @@ turn, `steps` gives the generator to run: psycopg's own, or the same with our co
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -34,7 +33,7 @@ from .internals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
     from ..core.member import Member
 
@@ -271,14 +270,6 @@ class _CursorScript:
     def warn(self, sqlstate: str, message: str) -> None:
         deliver_warning(self._conn, sqlstate, message)
 
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Let psycopg find out, however the block ends, what the statements have done."""
-        try:
-            yield
-        finally:
-            note_results(self._conn, self.results)
-
 
 def _run_script(
     member: Member, conn: Any, cursor: Any, parts: tuple[Statement, ...], gen: Any
@@ -294,8 +285,11 @@ def _run_script(
     gen.close()
     check_parameters(cursor, parts[0].text, params)
     door = _CursorScript(member, conn)
-    with door.noted():
+    try:
         yield from Script(member, door).run(parts)
+    finally:
+        # However it ended, psycopg must find out what the statements have done.
+        note_results(conn, door.results)
     set_results(cursor, door.results)
     return None
 
