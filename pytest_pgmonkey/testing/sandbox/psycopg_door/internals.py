@@ -27,7 +27,7 @@ except ImportError as error:
     raise unsupported([error.msg.partition(" (")[0]]) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -40,7 +40,7 @@ def _owner(cls: type[Any], name: str) -> Any:
 BasePipeline: Final = _owner(psycopg.Pipeline, "_sync_gen")
 ServerCursorMixin: Final = _owner(psycopg.ServerCursor, "_declare_gen")
 
-__all__ = ["BaseConnection", "check_psycopg", "connection_summary"]
+__all__ = ["BaseConnection", "BasePipeline", "check_psycopg", "connection_summary"]
 
 STATEMENT: Final = "statement"
 DECLARE: Final = "declare"
@@ -62,9 +62,6 @@ _OPERATIONS: Final = {
     (BaseConnection, "_rollback_gen"): (CONTROL, ""),
     (BaseTransaction, "_enter_gen"): (CONTROL, ""),
     (BaseTransaction, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_enter_gen"): (CONTROL, ""),
-    (BasePipeline, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_sync_gen"): (CONTROL, ""),
     (BaseConnection, "_set_autocommit_gen"): (LOCAL, ""),
     (BaseConnection, "_set_isolation_level_gen"): (LOCAL, ""),
     (BaseConnection, "_set_read_only_gen"): (LOCAL, ""),
@@ -84,6 +81,7 @@ _NAMES: Final = {
     Connection: _OVERRIDDEN,
     AsyncConnection: _OVERRIDDEN,
     BaseConnection: ("_notice_handler", "_should_cancel"),
+    BasePipeline: ("_enter_gen", "_exit", "_exit_gen", "_fetch_gen", "_sync_gen"),
     BaseCursor: (
         "_check_results",
         "_convert_query",
@@ -146,6 +144,7 @@ except AttributeError:
 
 
 EXECUTE: Final = BaseCursor._execute_gen.__code__
+_QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
 def register_control(function: Any) -> None:
@@ -165,6 +164,29 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
 def is_execute(gen: Any) -> bool:
     """Whether an operation is a plain execute()."""
     return bool(gen.gi_code is EXECUTE)
+
+
+def is_queued(gen: Any) -> bool:
+    """Whether an operation is one that pipelines have."""
+    return gen.gi_code in _QUEUED
+
+
+def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
+    """Sync a pipeline and take all of its results; gives the first error among them."""
+    first: psycopg.Error | None = None
+    steps = BasePipeline._sync_gen(pipeline)
+    before = -1
+    # After an error psycopg leaves the rest of the results for the next operation to take.
+    while len(pipeline.result_queue) != before:
+        before = len(pipeline.result_queue)
+        try:
+            yield from steps
+        except psycopg.Error as error:
+            first = first or error
+        if not pipeline.result_queue:
+            break
+        steps = pipeline._fetch_gen(flush=False)
+    return first
 
 
 def is_extended(cursor: Any, gen: Any) -> bool:

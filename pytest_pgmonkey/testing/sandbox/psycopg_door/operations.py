@@ -26,11 +26,13 @@ from .internals import (
     holds,
     is_execute,
     is_extended,
+    is_queued,
     note_results,
     read_operation,
     set_results,
     tagged_result,
 )
+from .pipelines import resume
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -82,13 +84,14 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
     member.start()
     transaction = member.transaction
     if member.streaming:
-        return _stream_on(member, gen) if transaction.unit and not transaction.surely_reads else gen
+        return _stream_on(member, gen) if transaction.unit else gen
     parts = statements(_text(sql, conn)) if kind is STATEMENT else ()
-    if transaction.in_section:
-        _check_section(member, parts)
+    if member.pipelined and kind is not CONTROL:
+        return _pipelined(member, conn, kind, parts, obj, gen)
+    if transaction.in_pipeline:
         return gen
     if len(parts) == 1 and parts[0].plain and not obj.closed:
-        shortcut = _shortcut(member, conn, gen)
+        shortcut = _shortcut(member, conn, parts[0], gen)
         if shortcut is not None:
             transaction.note(parts[0])
             return shortcut
@@ -97,7 +100,7 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
     return _with_ours(member, conn, kind, parts, obj, gen)
 
 
-def _shortcut(member: Member, conn: Any, gen: Steps) -> Steps | None:
+def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps | None:
     """Give what runs a plain statement where there is little or nothing to do before it."""
     backend, transaction = member.backend, member.transaction
     session = transaction.session
@@ -115,9 +118,11 @@ def _shortcut(member: Member, conn: Any, gen: Steps) -> Steps | None:
             ):
                 return None
             transaction.unit = True
+            if not part.read_only:
+                gen = _stream_on(member, gen)
         elif conn.begin_command() != b"BEGIN":
             return None
-        elif backend.is_fresh:
+        elif backend.is_direct:
             return _begin_outer(member, gen)
         elif backend.level is Level.STANDING:
             transaction.modes, transaction.open = b"BEGIN", True
@@ -195,12 +200,10 @@ def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...],
 
 
 def _stream_on(member: Member, gen: Any) -> Steps:
-    """Run an operation, and what a commit does where it ends an autocommit statement."""
+    """Run an operation, and the commit where it ends an autocommit statement."""
     result = yield from gen
-    transaction = member.transaction
-    # Neither in the middle of a stream nor after an error that psycopg keeps to itself.
-    if transaction.unit and not transaction.surely_reads and member.backend.in_transaction:
-        yield from transaction.end_work()
+    if member.transaction.unit:
+        yield from member.transaction.end_statement()
     return result
 
 
@@ -231,16 +234,37 @@ def _refuse_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> 
         raise no_block(part)
 
 
-def _check_section(member: Member, parts: tuple[Statement, ...]) -> None:
-    for part in parts:
-        member.transaction.note(part)
-        if part.verb in _CONTROL_VERBS:
-            raise RefusedError(
-                "a transaction command in SQL cannot be run in pipeline mode in a "
-                "rolled-back test; use commit(), rollback() or transaction()"
-            )
-        if part.verb is Verb.DDL:
-            member.backend.note_ddl()
+# Pipelines
+
+
+def _pipelined(
+    member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], obj: Any, gen: Any
+) -> Steps:
+    """Queue an operation; what must be answered before it is done outside of pipeline mode."""
+    transaction = member.transaction
+    if kind is DECLARE:
+        raise psycopg.NotSupportedError("server-side cursors not supported in pipeline mode")
+    if kind is STATEMENT and is_queued(gen) and not obj.closed:
+        if any(part.verb in _CONTROL_VERBS for part in parts):
+            raise _no_control_in_pipelines()
+        if transaction.in_pipeline and all(part.plain for part in parts):
+            for part in parts:
+                transaction.note(part)
+        else:
+            yield from conn.pause_pipeline()
+            yield from member.get_ready()
+            # Where the transaction has failed, the statement will say so.
+            if not transaction.open or member.backend.in_transaction:
+                yield from _prepare(member, conn, kind, parts, gen)
+            resume(member)
+    return (yield from gen)
+
+
+def _no_control_in_pipelines() -> RefusedError:
+    return RefusedError(
+        "a transaction command in SQL cannot be run in pipeline mode in a "
+        "rolled-back test; use commit(), rollback() or transaction()"
+    )
 
 
 # Scripts
