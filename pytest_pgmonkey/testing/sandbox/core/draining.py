@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 _COPY_OUT: Final = (pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+_COPY: Final = (pq.ExecStatus.COPY_IN, *_COPY_OUT)
 _MOST_EMPTY: Final = 3
+_MOMENT: Final = 0.1
+_FAILS: Final = b"RELEASE _pgmonkey_nothing"
 
 
 def is_at_rest(pgconn: PGconn) -> bool:
@@ -29,21 +32,18 @@ def drain(conn: psycopg.Connection[Any], patience: float) -> bool:
 
     `PQgetResult()` is called only where it cannot block: no signal gets through to who waits in it.
     """
-    pgconn, deadline = conn.pgconn, time.monotonic() + patience
     try:
-        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            conn.cancel_safe(timeout=patience)
-        drained = _Drain(pgconn, deadline).run()
+        return _Drain(conn, time.monotonic() + patience).run()
     except psycopg.Error:
         return False
-    return drained and is_at_rest(pgconn)
 
 
 class _Drain:
     """One attempt, with a deadline on the monotonic clock."""
 
-    def __init__(self, pgconn: PGconn, deadline: float) -> None:
-        self._pgconn = pgconn
+    def __init__(self, conn: psycopg.Connection[Any], deadline: float) -> None:
+        self._conn = conn
+        self._pgconn = conn.pgconn
         self._deadline = deadline
         self._synced = False
         self._empty = 0  # how often there was no result, one after the other
@@ -51,6 +51,9 @@ class _Drain:
     def run(self) -> bool:
         """Give whether the session is at rest."""
         pgconn = self._pgconn
+        if pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            self._cancel()
+        self._sync()
         while not is_at_rest(pgconn):
             if pgconn.is_busy():
                 if not self._wait():
@@ -60,10 +63,17 @@ class _Drain:
                 return False
         return True
 
+    def _cancel(self) -> None:
+        self._conn.cancel_safe(timeout=max(_MOMENT, self._deadline - time.monotonic()))
+
     def _take(self, result: PGresult | None) -> bool:
         if result is None:
-            return self._take_nothing()
+            self._sync()
+            self._empty += 1
+            return self._empty < _MOST_EMPTY
         self._empty = 0
+        if result.status in _COPY and self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            return False  # the server has ignored syncs, and libpq counts them
         if result.status == pq.ExecStatus.COPY_IN:
             self._pgconn.put_copy_end(b"the connection was closed")
         elif result.status in _COPY_OUT:
@@ -72,14 +82,13 @@ class _Drain:
             self._leave_pipeline()
         return True
 
-    def _take_nothing(self) -> bool:
-        self._empty += 1
-        if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
-            return self._empty < _MOST_EMPTY
-        if not self._synced:
-            self._pgconn.pipeline_sync()
-            self._synced = True
-        return self._empty < _MOST_EMPTY
+    def _sync(self) -> None:
+        """Undo what a pipeline has done, and let the server answer: it may wait for a sync."""
+        if self._synced or self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            return
+        self._pgconn.send_query_params(_FAILS, None)
+        self._pgconn.pipeline_sync()
+        self._synced = True
 
     def _leave_pipeline(self) -> None:
         try:
@@ -96,11 +105,12 @@ class _Drain:
         return True
 
     def _wait(self) -> bool:
-        """Wait for the socket; gives whether there was time."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+        """Wait a moment for the socket; gives whether there was time."""
+        if time.monotonic() > self._deadline:
             return False
         socket = self._pgconn.socket
         unsent = [socket] if self._pgconn.flush() else []
-        ready = select.select([socket], unsent, [], left)
-        return bool(ready[0] or ready[1])
+        if not any(select.select([socket], unsent, [], _MOMENT)):
+            # One that comes before its statement has begun is lost.
+            self._cancel()
+        return True

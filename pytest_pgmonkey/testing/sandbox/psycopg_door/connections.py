@@ -151,7 +151,10 @@ class _Sandboxed(BaseConnection[Any]):
             self._check_connection_ok()
             member = self._member
             if self._pipeline:
+                aborted = self._pipeline.status == pq.PipelineStatus.ABORTED
                 yield from self._pipeline._sync_gen()
+                if aborted and command == b"COMMIT":
+                    raise psycopg.errors.PipelineAborted("pipeline aborted")
             if command in (b"COMMIT", b"ROLLBACK") and member.status == _IDLE:
                 # Only a `transaction()` block sends them where SQL has already ended it.
                 deliver_warning(self, "25P01", "there is no transaction in progress")

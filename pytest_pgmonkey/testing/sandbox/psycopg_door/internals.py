@@ -144,6 +144,7 @@ except AttributeError:
 
 
 EXECUTE: Final = BaseCursor._execute_gen.__code__
+_STREAM: Final = BaseCursor._stream_send_gen.__code__
 _QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
@@ -169,6 +170,11 @@ def is_execute(gen: Any) -> bool:
 def is_queued(gen: Any) -> bool:
     """Whether an operation is one that pipelines have."""
     return gen.gi_code in _QUEUED
+
+
+def is_stream(gen: Any) -> bool:
+    """Whether an operation begins a `stream()`."""
+    return bool(gen.gi_code is _STREAM)
 
 
 def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
@@ -277,7 +283,7 @@ class Template:
         fields = conn.__dict__
         fields.update(self._attributes[cls])
         fields["_prepared"] = prepared = PrepareManager()
-        prepared._prepared_idx = prepared_index
+        prepared._prepared_idx = fields["_prepared_from"] = prepared_index
         fields["_notice_handlers"] = []
         fields["_notify_handlers"] = []
         fields["_notifies_backlog"] = deque()
@@ -315,8 +321,8 @@ def deliver_warning(conn: Any, sqlstate: str, message: str) -> None:
 
 
 def has_prepared(conn: Any) -> bool:
-    """Whether psycopg has prepared statements for the connection."""
-    return bool(conn._prepared._names)
+    """Whether psycopg has prepared statements for the connection, or had and forgot them."""
+    return bool(conn._prepared._prepared_idx != conn._prepared_from)
 
 
 def note_results(conn: Any, results: list[Any]) -> None:

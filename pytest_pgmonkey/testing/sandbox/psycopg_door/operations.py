@@ -27,6 +27,7 @@ from .internals import (
     is_execute,
     is_extended,
     is_queued,
+    is_stream,
     note_results,
     read_operation,
     set_results,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, Any]
     Planned = tuple[str, Any, Any, Any]
 
+_ACTIVE: Final = psycopg.pq.TransactionStatus.ACTIVE
 _CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
 _ONLY_IN_BLOCKS: Final = {
     Verb.SET_LOCAL: "SET LOCAL",
@@ -185,7 +187,7 @@ def _replacement(
 def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], gen: Any) -> Steps:
     """Begin what an operation needs, and run what comes before it."""
     transaction = member.transaction
-    if not transaction.open:
+    if not transaction.open and not transaction.unit:
         if conn.autocommit or kind is not STATEMENT:
             yield from transaction.begin_unit()
             if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
@@ -244,9 +246,14 @@ def _pipelined(
     transaction = member.transaction
     if kind is DECLARE:
         raise psycopg.NotSupportedError("server-side cursors not supported in pipeline mode")
+    if is_stream(gen):
+        raise psycopg.ProgrammingError("stream() cannot be used in pipeline mode")
     if kind is STATEMENT and is_queued(gen) and not obj.closed:
         if any(part.verb in _CONTROL_VERBS for part in parts):
             raise _no_control_in_pipelines()
+        if any(part.words[0] == "COPY" for part in parts):
+            # psycopg sends it, and the session is lost.
+            raise psycopg.NotSupportedError("COPY cannot be used in pipeline mode")
         if transaction.in_pipeline and all(part.plain for part in parts):
             for part in parts:
                 transaction.note(part)
@@ -254,10 +261,24 @@ def _pipelined(
             yield from conn.pause_pipeline()
             yield from member.get_ready()
             # Where the transaction has failed, the statement will say so.
-            if not transaction.open or member.backend.in_transaction:
+            if member.backend.in_transaction or not (transaction.open or transaction.unit):
                 yield from _prepare(member, conn, kind, parts, gen)
+                yield from _fail_outside(member, conn, parts)
             resume(member)
-    return (yield from gen)
+    result = yield from gen
+    if transaction.in_pipeline and member.backend.pgconn.transaction_status != _ACTIVE:
+        # Nothing was sent, so that no sync is needed to leave.
+        member.leave_pipeline()
+    return result
+
+
+def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> Steps:
+    """Let what needs a transaction block fail where there is none, and the pipeline with it."""
+    try:
+        _refuse_outside(member, conn, parts)
+    except psycopg.Error:
+        yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
+        raise
 
 
 def _no_control_in_pipelines() -> RefusedError:

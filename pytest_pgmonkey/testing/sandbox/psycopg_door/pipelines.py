@@ -7,6 +7,7 @@ undone, and another member can have the turn. psycopg's pipeline object notices 
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -77,7 +78,8 @@ class _Pipelined(BasePipeline):  # type: ignore[misc]
             # Its end was interrupted, or libpq is lost in the middle of something.
             member.interrupt()
             member.after()
-            if exc is None:
+            # A signal can have interrupted the end itself.
+            if exc is None and sys.exc_info()[1] is None:
                 raise psycopg.OperationalError("the pipeline has ended with results uncollected")
 
 
