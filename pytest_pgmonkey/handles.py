@@ -138,10 +138,14 @@ class _BaseHandle:
     """What a handle is, whatever it does to get a connection."""
 
     def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+        self,
+        spec: ConnectionSpec,
+        hook: Hook | None = None,
+        manager: _Keeper | None = None,
+        connector: type[Connector] = Connector,
     ) -> None:
         self.spec = spec
-        self._connector = Connector(spec, hook)
+        self._connector = connector(spec, hook)
         self._blocks = Blocks()
         self._lock = threading.Lock()
         self._manager = ref(manager) if manager is not None else None
@@ -205,9 +209,13 @@ class Handle(_BaseHandle):
     """
 
     def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+        self,
+        spec: ConnectionSpec,
+        hook: Hook | None = None,
+        manager: _Keeper | None = None,
+        connector: type[Connector] = Connector,
     ) -> None:
-        super().__init__(spec, hook, manager)
+        super().__init__(spec, hook, manager, connector)
         self._source: DirectSource | PoolSource | None = self._new_source()
 
     def _new_source(self) -> DirectSource | PoolSource:
@@ -413,9 +421,13 @@ class AsyncHandle(_BaseHandle):
     """
 
     def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+        self,
+        spec: ConnectionSpec,
+        hook: Hook | None = None,
+        manager: _Keeper | None = None,
+        connector: type[Connector] = Connector,
     ) -> None:
-        super().__init__(spec, hook, manager)
+        super().__init__(spec, hook, manager, connector)
         self._sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource] = (
             WeakKeyDictionary()
         )
@@ -700,8 +712,11 @@ _TABLE: dict[ConnectionType, tuple[type[Any], type[Any]]] = {
 
 
 def make_handle(
-    spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    spec: ConnectionSpec,
+    hook: Hook | None = None,
+    manager: _Keeper | None = None,
+    connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
-    handle: Handle | AsyncHandle = _TABLE[spec.type][0](spec, hook, manager)
+    handle: Handle | AsyncHandle = _TABLE[spec.type][0](spec, hook, manager, connector)
     return handle

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from contextlib import contextmanager, suppress
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from .twins import Twins
+
+@pytest.fixture(autouse=True)
+def tidied() -> Iterator[None]:
+    """Collect what was interrupted in the middle while nobody is warned of it."""
+    yield
+    gc.collect()
+
 
 INTERRUPTED = int(os.environ.get("PGMONKEY_INTERRUPTED", "160"))
 #: What a test may be told: whatever it was, it has happened in the test itself.

@@ -92,13 +92,9 @@ class VirtualTransaction:
 
     # Statements
 
-    def passing(self, text: str) -> None:
-        """See a statement that is about to run: every one passes here, by any door."""
-        self.current = text
-
     def note(self, part: Statement) -> None:
         """Take note of a statement that is about to run, and of whether it can have written."""
-        self.passing(part.text)
+        self.current = part.text
         if part.verb is not Verb.QUERY:
             self.writes = True
             self.surely_reads = False

@@ -26,7 +26,7 @@ from .internals import (
     has_prepared,
     register_control,
 )
-from .operations import passes, plan, steps
+from .operations import as_it_is, plan, steps
 from .pipelines import AsyncSandboxPipeline, SandboxPipeline, pause
 
 if TYPE_CHECKING:
@@ -243,11 +243,11 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         if (
             member.steady
             and getattr(gen, "gi_code", None) is EXECUTE
-            and passes(member, gen.gi_frame.f_locals["query"])
+            and (run := as_it_is(member, gen)) is not None
         ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
             try:
-                return super().wait(gen, *args, **kwargs)
+                return super().wait(run, *args, **kwargs)
             except psycopg.Error as error:
                 member.explain(error)
                 raise
@@ -345,11 +345,11 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
         if (
             member.steady
             and getattr(gen, "gi_code", None) is EXECUTE
-            and passes(member, gen.gi_frame.f_locals["query"])
+            and (run := as_it_is(member, gen)) is not None
         ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
             try:
-                return await super().wait(gen, *args, **kwargs)
+                return await super().wait(run, *args, **kwargs)
             except psycopg.Error as error:
                 member.explain(error)
                 raise

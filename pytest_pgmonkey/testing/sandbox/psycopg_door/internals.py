@@ -162,6 +162,26 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
     return kind, names[variable], names["self"]
 
 
+def parameters(gen: Any) -> Any:
+    """Give the parameters of an operation that has not begun."""
+    return gen.gi_frame.f_locals.get("params")
+
+
+def query_text(sql: Any, conn: Any) -> str:
+    """Give the SQL of a query in any of the forms that psycopg takes; "" where it cannot be had."""
+    if type(sql) is str:
+        return sql
+    if isinstance(sql, bytes):
+        return sql.decode(errors="replace")
+    if isinstance(sql, psycopg.sql.Composable):
+        try:
+            return sql.as_string(conn)
+        except Exception:  # a value that cannot be adapted: psycopg says so, after its BEGIN
+            return ""
+    strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
+    return " $1 ".join(strings) if strings is not None else str(sql)
+
+
 def is_execute(gen: Any) -> bool:
     """Whether an operation is a plain execute()."""
     return bool(gen.gi_code is EXECUTE)
