@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .twins import Twins
 
+
 @pytest.fixture(autouse=True)
 def tidied() -> Iterator[None]:
     """Collect what was interrupted in the middle while nobody is warned of it."""

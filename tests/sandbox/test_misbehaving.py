@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from contextlib import ExitStack, suppress
@@ -332,3 +333,100 @@ def test_an_interrupted_reset_is_made_up_for(own: Twins, handle: Any) -> None:
     pid = backend.backend_pid
     query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     until(lambda: own.admins[False].execute(query, [pid]).fetchone() == (0,))
+
+
+def test_closed_is_closed(own: Twins, handle: Any) -> None:
+    """A connection that was returned answers nothing any more, as psycopg's do."""
+    with handle.connection() as conn:
+        assert conn.fileno() > 0
+        pid = conn.info.backend_pid
+        cursor = conn.cursor()
+    assert pid == own.sandbox.backend.backend_pid
+    assert conn.closed
+    assert not conn.broken
+    for asked in ("backend_pid", "dbname", "server_version"):
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            getattr(conn.info, asked)
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        conn.fileno()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        cursor.execute("SELECT 1")
+    assert conn.info.status == pq.ConnStatus.BAD
+    assert conn.info.transaction_status == pq.TransactionStatus.UNKNOWN
+
+
+def test_broken_stays_broken(own: Twins, handle: Any) -> None:
+    """A connection whose session was ended is broken, also after it was closed."""
+    conn = handle.pool.getconn()
+    conn.execute("INSERT INTO t VALUES (1, 'a')")
+    pid = own.sandbox.backend.backend_pid
+    own.admins[False].execute("SELECT pg_terminate_backend(%s)", [pid])
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute("SELECT pg_sleep(60)")
+    assert conn.broken
+    conn.close()
+    assert conn.broken
+    assert own.sandbox.reset() == ["the server closed the test's connection while the test ran"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_closes_nothing(own: Twins, handle: Any) -> None:
+    """A child that leaves its parent's block does nothing to the parent's work."""
+    with handle.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (1, 'a')")
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                conn.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
+    assert next_test_after_reset(own)
+
+
+def next_test_after_reset(twins: Twins) -> bool:
+    return twins.sandbox.reset() == [] and next_test_is_well(twins)
+
+
+def test_a_cursor_with_hold_ends_with_its_borrower(own: Twins, handle: Any) -> None:
+    """The next borrower may use the same name, and sees no other's cursor."""
+    for _ in range(2):
+        with handle.connection() as conn:
+            conn.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
+        with handle.connection() as conn:
+            with conn.cursor("named", withhold=True) as cursor:
+                cursor.execute("SELECT 2")
+            conn.execute('DECLARE "Left" CURSOR WITH HOLD FOR SELECT 3')
+        with handle.connection() as conn:
+            assert conn.execute("SELECT name FROM pg_cursors").fetchall() == []
+    assert next_test_after_reset(own)
+
+
+def test_late_cancels_end_nothing(own: Twins, handle: Any) -> None:
+    """Cancel requests from outside in quick succession: what was reported as committed is there."""
+    stop = threading.Event()
+    pid = own.sandbox.backend.backend_pid
+
+    def bother() -> None:
+        while not stop.wait(0.0007):
+            own.admins[True].execute("SELECT pg_cancel_backend(%s)", [pid])
+
+    thread = threading.Thread(target=bother)
+    with handle.connection() as conn:
+        assert conn.info.backend_pid == pid
+    kept = set()
+    thread.start()
+    try:
+        for number in range(400):
+            with suppress(psycopg.errors.QueryCanceled):
+                with handle.connection() as conn:
+                    conn.execute("INSERT INTO t VALUES (%s, 'a')", [number])
+                kept.add((number,))
+    finally:
+        stop.set()
+        thread.join()
+    with handle.connection() as conn:
+        assert set(conn.execute("SELECT n FROM t").fetchall()) == kept
+    assert kept
+    assert next_test_after_reset(own)

@@ -38,6 +38,8 @@ _DEFERRABLE: Final = (
     b"WHERE c.condeferrable"
 )
 
+_HELD_CURSORS: Final = b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE is_holdable"
+
 _STATUS: Final = pq.TransactionStatus
 _BAD: Final = pq.ConnStatus.BAD
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
@@ -127,6 +129,8 @@ class Backend:
         self.is_pooled: Final = server_pid != self.backend_pid
         """Whether a pooler stands between, which has sessions of its own."""
         self.prepared = False
+        self.stale_cursors: set[str] = set()
+        """Cursors WITH HOLD, in lower case, of members that have returned."""
         self.escaped: EscapeError | None = None
         self.lost = ""
         """What was rolled back unasked, as a sentence for the test's report."""
@@ -386,6 +390,7 @@ class Backend:
     def undo_frame(self) -> None:
         """Post the end of all work of the current frame."""
         self.expects_cancels = False
+        self.stale_cursors.clear()
         worked = self.level is not Level.NONE
         if worked:
             self.restore_frame()
@@ -431,6 +436,15 @@ class Backend:
             if not self._changed:
                 self._deferrable_before = self.deferrable
         return self.deferrable
+
+    def close_cursors(self) -> Steps:
+        """Close the cursors of members that have returned, as their connections would have."""
+        stale, self.stale_cursors = self.stale_cursors, set()
+        (result,) = yield from self.run(_HELD_CURSORS)
+        found = [result.get_value(i, 0) or b"" for i in range(result.ntuples)]
+        names = [name for name in found if name.decode().strip('"').lower() in stale]
+        if names:
+            yield from self.run(b"; ".join(b"CLOSE " + name for name in names))
 
     # Ends
 

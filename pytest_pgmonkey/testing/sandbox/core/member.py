@@ -6,6 +6,7 @@ the member: a psycopg connection, for one.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     Steps = Generator[Any, Any, Any]
 
+logger = logging.getLogger("pytest_pgmonkey")
+
 _STATUS: Final = pq.TransactionStatus
 _STATUSES: Final = tuple(sorted(_STATUS))
 _CANCELED: Final = "57014"
@@ -53,8 +56,8 @@ class MemberClient(Client, Protocol):
     def has_prepared(self) -> bool:
         """Whether its driver has prepared statements in the session."""
 
-    def mark_closed(self) -> None:
-        """Be closed from now on."""
+    def mark_closed(self, *, broken: bool) -> None:
+        """Be closed from now on: by its user, or because the session is gone."""
 
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error of a setting that is wrong in the client's configuration."""
@@ -215,6 +218,8 @@ class Member:
         backend, transaction = self.backend, self.transaction
         if backend.behind:
             yield from backend.collect()
+        if backend.stale_cursors and backend.in_transaction:
+            yield from backend.close_cursors()
         if backend.settings_of is not transaction.session:
             between = not transaction.open or transaction.suspended
             try:
@@ -331,6 +336,13 @@ class Member:
         """Return the loan: roll back what is open, and let nobody use it again."""
         if self.returned or (self.ended and self.ended != because):
             return  # where the test has ended, its reset closes it
+        if self.backend.forked:
+            logger.warning(
+                "a forked process cannot close the test's connection borrowed at %s: it is its "
+                "parent's, and stays open",
+                self.place,
+            )
+            return
         self.busy = True
         try:
             self._give_back(because)
@@ -348,13 +360,14 @@ class Member:
         if transaction.open and self.turn.holder is self:
             backend.check_escape()
         self._abort()
+        backend.stale_cursors |= transaction.held_cursors
         session = transaction.session
         if session is not None and session.names:
             session.ended = True
         client = self.client
         if client is not None:
             backend.prepared |= client.has_prepared
-            client.mark_closed()
+            client.mark_closed(broken=backend.dead)
         self.ended = because
         self.returned = True
         self.steady = False
@@ -398,6 +411,7 @@ class Member:
         """Roll back what an abandoned client left open."""
         self.backend.members.pop(self, None)
         self.backend.prepared = True  # perhaps
+        self.backend.stale_cursors |= self.transaction.held_cursors
         self._abort()
         self.turn.leave(self)
 

@@ -6,6 +6,7 @@ came through; everything else is decided at once. See docs/isolation.md for the 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -29,6 +30,7 @@ _STATUS: Final = pq.TransactionStatus
 _OPEN_CURSORS: Final = (
     b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE NOT is_holdable AND name <> ''"
 )
+_CURSOR: Final = re.compile(r'\s*DECLARE\s+("[^"]+"|\w+)', re.IGNORECASE)
 # Savepoints of the user's in a transaction that has none of ours would outlive its commit.
 _GUARD: Final = b"SAVEPOINT _pgmonkey_guard"
 _UNGUARD: Final = b"RELEASE _pgmonkey_guard"
@@ -44,6 +46,7 @@ class VirtualTransaction:
         "backend",
         "current",
         "has_modes",
+        "held_cursors",
         "in_pipeline",
         "modes",
         "open",
@@ -70,6 +73,8 @@ class VirtualTransaction:
         """Between two syncs of a pipeline: our own commands would not be answered."""
         self.temporary: list[tuple[str, str]] = []
         """Temporary tables with what a commit does to them."""
+        self.held_cursors: set[str] = set()
+        """Names of cursors WITH HOLD that may still be open."""
         self._forget()
 
     def _forget(self) -> None:
@@ -113,6 +118,8 @@ class VirtualTransaction:
                 self.temporary.append(part.temporary)
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
+            if part.holds and (named := _CURSOR.match(part.text)):
+                self.held_cursors.add(named[1].strip('"').lower())
         elif verb is Verb.SAVEPOINT and part.words[0] == "SAVEPOINT":
             yield from self.guard()
         elif verb is Verb.SET_TRANSACTION:

@@ -19,6 +19,7 @@ from ..core.refusals import no_notifies, no_two_phase
 from .internals import (
     EXECUTE,
     BaseConnection,
+    closed_pgconn,
     connection_summary,
     deliver_notice,
     deliver_warning,
@@ -53,8 +54,10 @@ class _VirtualInfo(psycopg.ConnectionInfo):
         return self._conn._member.status
 
     @property
-    def status(self) -> pq.ConnStatus:
-        return pq.ConnStatus.BAD if self._conn.closed else super().status
+    def backend_pid(self) -> int:
+        # Who asks may be about to cancel what runs.
+        self._conn._member.backend.expects_cancels = True
+        return super().backend_pid
 
 
 class _VirtualPGconn:
@@ -89,14 +92,6 @@ class _Sandboxed(BaseConnection[Any]):
         return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
 
     @property
-    def closed(self) -> bool:
-        return self._closed or self.pgconn.status == pq.ConnStatus.BAD
-
-    @property
-    def broken(self) -> bool:
-        return not self._closed and self.pgconn.status == pq.ConnStatus.BAD
-
-    @property
     def info(self) -> psycopg.ConnectionInfo:
         return _VirtualInfo(self)
 
@@ -110,10 +105,12 @@ class _Sandboxed(BaseConnection[Any]):
             super().cancel()
 
     def _should_cancel(self) -> bool:
+        # What comes late hits another statement.
+        self._member.backend.expects_cancels = True
         return self._member.owns_running_statement and super()._should_cancel()
 
     def _check_connection_ok(self) -> None:
-        if self._closed:
+        if self.closed:
             raise psycopg.OperationalError(self._member.ended or CLOSED)
         if self.pgconn.status != _OK:
             super()._check_connection_ok()
@@ -200,9 +197,10 @@ class _Sandboxed(BaseConnection[Any]):
         """Hand out a server notice that one of its statements has caused."""
         deliver_notice(self, result)
 
-    def mark_closed(self) -> None:
-        """Let psycopg see the connection as closed by its user."""
-        self._closed = True
+    def mark_closed(self, *, broken: bool) -> None:
+        """Let psycopg see the connection as closed by its user, or as broken."""
+        self._closed = not broken
+        self.pgconn = closed_pgconn()
 
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error that production gives where it applies the settings of a file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,6 +146,7 @@ except AttributeError:
 
 EXECUTE: Final = BaseCursor._execute_gen.__code__
 _STREAM: Final = BaseCursor._stream_send_gen.__code__
+_FRUITLESS: Final = 3
 _QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
@@ -200,10 +202,8 @@ def is_stream(gen: Any) -> bool:
 def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
     """Sync a pipeline and take all of its results; gives the first error among them."""
     first: psycopg.Error | None = None
-    steps = BasePipeline._sync_gen(pipeline)
-    before = -1
-    # After an error psycopg leaves the rest of the results for the next operation to take.
-    while len(pipeline.result_queue) != before:
+    steps, fruitless = BasePipeline._sync_gen(pipeline), 0
+    while fruitless < _FRUITLESS:
         before = len(pipeline.result_queue)
         try:
             yield from steps
@@ -211,7 +211,11 @@ def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
             first = first or error
         if not pipeline.result_queue:
             break
+        # After an error psycopg leaves the rest of the results for the next operation to take.
+        fruitless = fruitless + 1 if len(pipeline.result_queue) >= before else 0
         steps = pipeline._fetch_gen(flush=False)
+    pipeline.command_queue.clear()
+    pipeline.result_queue.clear()
     return first
 
 
@@ -242,6 +246,7 @@ class _TaggedResult(pq.PGresult):  # type: ignore[misc, valid-type]
 
     def __init__(self) -> None:
         """Hold no result of libpq."""
+        self._pgresult_ptr = None  # which psycopg's implementation in Python would free
 
     @property
     def status(self) -> int:
@@ -312,6 +317,14 @@ class Template:
         if pool is not None:
             fields["_pool"] = pool
         return conn
+
+
+@cache
+def closed_pgconn() -> PGconn:
+    """Give a `PGconn` that was closed, for connections that were."""
+    pgconn: PGconn = pq.PGconn.connect_start(b"port=0")
+    pgconn.finish()
+    return pgconn
 
 
 def deliver_notice(conn: Any, result: Any) -> None:

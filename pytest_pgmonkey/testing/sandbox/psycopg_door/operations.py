@@ -109,6 +109,8 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
             transaction.note(parts[0])
             return passage.passing(parts[0], gen, shortcut)
     if kind is DECLARE:
+        if holds(obj):
+            transaction.held_cursors.add(obj.name.lower())
         kind, parts = STATEMENT, (declaration(query_text(sql, conn), holds=holds(obj)),)
     return _with_ours(member, conn, kind, parts, obj, gen)
 
@@ -117,7 +119,7 @@ def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps |
     """Give what runs a plain statement where there is little or nothing to do before it."""
     backend, transaction = member.backend, member.transaction
     session = transaction.session
-    if transaction.suspended or backend.settings_of is not session:
+    if transaction.suspended or backend.settings_of is not session or backend.stale_cursors:
         return None
     if not transaction.open:
         if session is not None and session.sets_modes:
