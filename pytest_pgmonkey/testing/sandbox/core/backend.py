@@ -12,6 +12,7 @@ import psycopg
 from psycopg import pq
 
 from ....errors import SandboxError
+from ...timeouts import NAMES, Timeouts
 from .draining import drain
 from .driver import error_from_result, execute, limited
 from .settings import UNKNOWN, Session
@@ -128,6 +129,8 @@ class Backend:
         self.advisory, server_pid = self._look_around()
         self.is_pooled: Final = server_pid != self.backend_pid
         """Whether a pooler stands between, which has sessions of its own."""
+        if self.timeouts.differ:
+            self.run_blocking(self.timeouts.park())
         self.prepared = False
         self.stale_cursors: set[str] = set()
         """Cursors WITH HOLD, in lower case, of members that have returned."""
@@ -150,8 +153,12 @@ class Backend:
             b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
             b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
             b"AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
-            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid()"
+            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid(), "
+            + b", ".join(b"pg_catalog.current_setting('%s', true)" % n.encode() for n in NAMES)
         )
+        values = [result.get_value(0, 2 + i) for i in range(len(NAMES))]
+        found = zip(NAMES, values, strict=True)
+        self.timeouts = Timeouts({name: value.decode() for name, value in found if value})
         return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0)
 
     @property
@@ -214,8 +221,15 @@ class Backend:
         elif not self.dead:
             # Noted first: what an interruption keeps from being sent is sent when it is collected.
             self._posted = command
-            # What does not fit into the socket at once is sent when the answer is collected.
-            self.pgconn.send_query(command)
+            try:
+                # What does not fit into the socket at once is sent when the answer is collected.
+                self.pgconn.send_query(command)
+            except psycopg.OperationalError:
+                self._posted = None
+                if self.dead:
+                    raise
+                # Something was interrupted; the end of the test undoes all of it.
+                self.unsettled = True
 
     def collect(self) -> Steps:
         """Fetch the answers of what was posted; raises the first error among them."""

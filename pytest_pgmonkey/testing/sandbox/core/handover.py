@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.pq import ExecStatus
 
+from ...timeouts import NAMES
 from .driver import error_from_result
 from .settings import UNKNOWN, Session, WrongSettingError, assignment, literal
 
@@ -40,9 +41,12 @@ def change_hands(
     commands = [*_RESET]
     if session is not None:
         commands += [assignment(name, value) for name, value in session.given]
+        commands += backend.timeouts.after_reset(name for name, _ in session.given)
         # The role last: it may not be allowed to set the others.
         values = sorted(session.values.items(), key=lambda item: item[0] == "role")
         commands += [assignment(name, value) for name, value in values]
+    else:
+        commands += backend.timeouts.after_reset()
     results = yield from _send(backend, commands, between=between)
     if results[-1].status == ExecStatus.FATAL_ERROR:
         raise _refusal(session, len(results) - 1 - len(_RESET), error_from_result(results[-1]))
@@ -81,7 +85,7 @@ def _verify(
     current = yield from read(backend, names)
     for index, now in enumerate(current):
         # By the same name twice: the section's setting goes over one of the connection's options.
-        if names[index] in names[index + 1 :]:
+        if names[index] in names[index + 1 :] or names[index] in NAMES:
             continue
         if now is None or now.encode() != results[index].get_value(0, 0):
             raise WrongSettingError(index)

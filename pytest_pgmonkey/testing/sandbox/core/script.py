@@ -125,7 +125,9 @@ class Script:
         if self._implicit and part.verb is Verb.SAVEPOINT:
             raise no_block(part)
         yield from self._member.before(part, None)
-        return (yield from self._door.run(part.text))
+        results = yield from self._door.run(part.text)
+        yield from transaction.after(part)
+        return results
 
     def _command(self, part: Statement) -> Steps:
         """Run BEGIN, COMMIT or ROLLBACK; gives its status tag."""
@@ -178,6 +180,8 @@ def discard_all(member: Member) -> Steps:
     yield from transaction.begin(b"BEGIN")
     transaction.pin()
     for command in _DISCARD_ALL.split(b"; "):
+        yield from backend.run(command)
+    for command in backend.timeouts.after_reset():
         yield from backend.run(command)
     yield from member.commit()
     backend.forget_prepared(but=member)

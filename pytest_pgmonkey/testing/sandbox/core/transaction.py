@@ -13,6 +13,7 @@ import psycopg
 from psycopg import pq
 
 from ...lexer import Statement, Verb
+from ...timeouts import with_shadows
 from .backend import UNDO, Level
 from .handover import read
 from .modes import Modes, transaction_modes
@@ -110,6 +111,8 @@ class VirtualTransaction:
         """Take note of a statement, and do what must be done before it."""
         self.note(part)
         backend, verb = self.backend, part.verb
+        if part.looks_at_timeouts:
+            yield from backend.run(backend.timeouts.unpark())
         if part.advisory:
             backend.advisory = True
         if verb is Verb.DDL:
@@ -132,6 +135,11 @@ class VirtualTransaction:
             backend.prepared = True
         if part.sets_config:
             yield from self._before_set_config(part, params)
+
+    def after(self, part: Statement) -> Steps:
+        """Do what must be done after a statement."""
+        if part.looks_at_timeouts and self.backend.in_transaction:
+            yield from self.backend.run(self.backend.timeouts.park())
 
     def guard(self) -> Steps:
         """Make what the user's savepoints and modes do end at the virtual commit."""
@@ -167,8 +175,8 @@ class VirtualTransaction:
         if session is None or not session.names:
             session = Session(session.given if session is not None else ())
             self.session = self.backend.settings_of = session
-        session.touch(names)
-        for name in names:
+        session.touch(with_shadows(names))
+        for name in with_shadows(names):
             if self._local:
                 self._local.pop(name, None)
 
@@ -177,7 +185,7 @@ class VirtualTransaction:
         self.pin()
         if self._local is None:
             self._local = {}
-        names = [name for name in names if name not in self._local]
+        names = [name for name in with_shadows(names) if name not in self._local]
         if names:
             values = yield from read(self.backend, names)
             self._local.update(zip(names, values, strict=True))

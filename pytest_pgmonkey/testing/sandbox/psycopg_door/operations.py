@@ -179,7 +179,7 @@ def _with_ours(
         return (yield from instead)
     else:
         yield from _prepare(member, conn, kind, parts, gen)
-    run = _stream_on(member, gen)
+    run = _stream_on(member, _with_after(member, parts, gen))
     for part in parts:
         run = passage.passing(part, gen, run)
     return (yield from run)
@@ -214,6 +214,20 @@ def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...],
     params = parameters(gen) if parts else None
     for part in parts:
         yield from member.before(part, params)
+
+
+def _with_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
+    """Give an operation with what must be done after its statements, if there is anything."""
+    if not any(part.looks_at_timeouts for part in parts):
+        return gen
+    return _and_after(member, parts, gen)
+
+
+def _and_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
+    result = yield from gen
+    for part in parts:
+        yield from member.transaction.after(part)
+    return result
 
 
 def _stream_on(member: Member, gen: Any) -> Steps:
@@ -284,6 +298,9 @@ def _pipelined(
     for part in parts:
         run = passage.passing(part, gen, run)
     result = yield from run
+    if any(part.looks_at_timeouts for part in parts):
+        yield from conn.pause_pipeline()
+        yield from transaction.after(parts[0])
     if transaction.in_pipeline and member.backend.pgconn.transaction_status != _ACTIVE:
         # Nothing was sent, so that no sync is needed to leave.
         member.leave_pipeline()
