@@ -17,6 +17,7 @@ from .errors import ConfigError, EnvInterpolationError
 
 __all__ = [
     "REDACTED",
+    "VARIABLE",
     "interpolate",
     "is_reference",
     "is_sensitive",
@@ -40,7 +41,8 @@ SENSITIVE_KEYS = frozenset(
 )
 SENSITIVE_PARTS = ("password", "token", "secret", "credential")
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+#: A reference to a variable: its name, and its default.
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 # Both patterns would rather hide too much than end before the secret does: an unescaped "@",
 # "/" or blank in a URL's password, a "&" in a keyword string's.
@@ -61,7 +63,7 @@ def is_sensitive(key: object) -> bool:
 def is_reference(value: object) -> bool:
     """Tell whether `interpolate` would replace this value or a part of it."""
     if isinstance(value, str):
-        return _VARIABLE.search(value) is not None
+        return VARIABLE.search(value) is not None
     return _is_structured(value)
 
 
@@ -116,7 +118,7 @@ class _Interpolation:
     def text(self, text: str, key: str, sensitive: bool) -> str:
         if "${" not in text:
             return text
-        return _VARIABLE.sub(lambda match: self.variable(match[1], match[2], key, sensitive), text)
+        return VARIABLE.sub(lambda match: self.variable(match[1], match[2], key, sensitive), text)
 
     def structured(self, reference: Mapping[str, Any], key: str) -> str:
         ((kind, name),) = reference.items()
