@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import AbstractEventLoop
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, overload
 from weakref import ref
 
@@ -18,7 +17,6 @@ from .handles import AsyncHandle, Handle, make_handle
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Coroutine, Mapping
-    from types import TracebackType
 
     from psycopg import AsyncConnection, Connection
     from typing_extensions import Self
@@ -185,12 +183,12 @@ class PGConnectionManager:
         handle = self._find_or_make(key, reload)
         if not intercepted:
             try:
-                yield handle._open
+                yield from handle._open()
             except BaseException:
                 self._evict(handle)
                 raise
         for old in self._replace(key, handle, reload):
-            yield partial(old._supersede, cast("Any", handle))
+            yield from old._supersede(handle)
         return handle
 
     def _find_or_make(self, key: Key, reload: bool) -> AnyHandle:
@@ -278,23 +276,13 @@ class PGConnectionManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
