@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from .connecting import Steps
 
-__all__ = ["Block", "Blocks", "TransactionAbortedError", "settle"]
-
 logger = logging.getLogger("pytest_pgmonkey")
 
 

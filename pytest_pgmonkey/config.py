@@ -21,17 +21,6 @@ from .errors import ConfigError
 from .judge import TLS_FILES, Judge, expanded, judge_name, kind_of, nearest, shown
 from .secrets import interpolate, is_reference, is_sensitive, redact_text
 
-__all__ = [
-    "ConnectionSpec",
-    "ConnectionType",
-    "connection_spec",
-    "load_config",
-    "prepare_config",
-    "read_mapping",
-    "read_spec",
-]
-
-
 SECTIONS = (
     "connection_settings",
     "sync_settings",
@@ -84,14 +73,17 @@ class ConnectionSpec:
             if is_sensitive(key) and key not in TLS_FILES and value not in public
         )
 
-    def __repr__(self) -> str:
+    def describe(self, name: str) -> str:
+        """Say for a repr what it connects to, under a name; without secrets."""
         shown = [
-            f"{key}={value!r}"
-            for key, value in self.conninfo
-            if key in ("host", "port", "dbname", "user")
+            f"{key}={self.conninfo_dict[key]!r}"
+            for key in ("host", "port", "dbname", "user")
+            if key in self.conninfo_dict
         ]
-        shown += [f"origin={self.origin!r}"] if self.origin else []
-        return redact_text(f"<ConnectionSpec {self.type}: {' '.join(shown)}>", self.secrets)
+        return redact_text(" ".join([name, str(self.type), *shown]), self.secrets)
+
+    def __repr__(self) -> str:
+        return f"<{self.describe('ConnectionSpec')} origin={self.origin!r}>"
 
 
 # --- entrances ---

@@ -35,19 +35,6 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
 
-__all__ = [
-    "AsyncDirectSource",
-    "AsyncPoolSource",
-    "Connector",
-    "DirectSource",
-    "PoolSource",
-    "adrive",
-    "drive",
-    "setting_overwritten",
-    "setting_refused",
-    "settings_steps",
-]
-
 T = TypeVar("T")
 P = TypeVar("P")
 AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"

@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from . import sources
-from .blocks import INHERITED, Block, Blocks, TransactionAbortedError, settle, undo
+from .blocks import INHERITED, Block, Blocks, settle, undo
 from .connecting import (
     AsyncDirectSource,
     AsyncPoolSource,
@@ -38,9 +38,8 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
-from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
-from .secrets import redact_config, redact_text
+from .secrets import redact_config
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -51,9 +50,8 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
     from .connecting import Hook
+    from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
-
-__all__ = ["AsyncHandle", "Handle", "ServerFacts", "TransactionAbortedError", "make_handle"]
 
 INTRANS = TransactionStatus.INTRANS
 
@@ -88,17 +86,8 @@ def _facts(conn: Any, start: float) -> Steps[ServerFacts]:
     cursor = conn.cursor(row_factory=tuple_row)
     yield partial(cursor.execute, _FACTS)
     version, database, user, pid, tls = yield cursor.fetchone
-    info = conn.info
-    return ServerFacts(
-        server_version=version,
-        database=database,
-        user=user,
-        tls=tls,
-        host=info.host,
-        port=info.port,
-        backend_pid=pid,
-        elapsed=perf_counter() - start,
-    )
+    host, port = conn.info.host, conn.info.port
+    return ServerFacts(version, database, user, tls, host, port, pid, perf_counter() - start)
 
 
 # --- what both kinds of handle are ---
@@ -147,6 +136,7 @@ class _BaseHandle:
         self._manager = ref(manager) if manager is not None else None
         self._closed = False
         self._successor: Any = None
+        self._reset_sources()
         forget_in_child(self)
 
     @property
@@ -159,13 +149,8 @@ class _BaseHandle:
         return RedactedConfig(self.spec.config)
 
     def __repr__(self) -> str:
-        shown = dict(self.spec.conninfo)
-        parts = [
-            f"{key}={shown[key]!r}" for key in ("host", "port", "dbname", "user") if key in shown
-        ]
         state = " (closed)" if self._closed else ""
-        text = f"<{type(self).__name__} {' '.join([str(self.spec.type), *parts])}{state}>"
-        return redact_text(text, self.spec.secrets)
+        return f"<{self.spec.describe(type(self).__name__)}{state}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         blocks = getattr(self, "_blocks", None)
@@ -195,6 +180,9 @@ class _BaseHandle:
         return nullcontext(block.conn) if block is not None else self.connection()
 
     # --- the end ---
+
+    def _reset_sources(self) -> None:
+        raise NotImplementedError
 
     def _take_sources(self) -> list[Any]:
         raise NotImplementedError
@@ -280,15 +268,11 @@ class Handle(_BaseHandle):
     Any number of threads may have blocks open at the same time, each on a connection of its own.
     """
 
-    def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
-    ) -> None:
-        super().__init__(spec, hook, manager)
-        self._source: DirectSource | PoolSource | None = self._new_source()
+    _source: DirectSource | PoolSource | None
 
-    def _new_source(self) -> DirectSource | PoolSource:
-        source: type[DirectSource | PoolSource] = _TABLE[self.spec.type][1]
-        return source(self._connector)
+    def _reset_sources(self) -> None:
+        source = PoolSource if self.spec.type.is_pool else DirectSource
+        self._source = source(self._connector)
 
     def __enter__(self) -> Connection[Any]:
         source, conn = self._borrow(None)
@@ -314,10 +298,7 @@ class Handle(_BaseHandle):
     @contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[Connection[Any]]:
         """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
-        with (
-            self._here() as conn,
-            OwnContext(conn.transaction(force_rollback=force_rollback)),
-        ):
+        with self._here() as conn, OwnContext(conn.transaction(force_rollback=force_rollback)):
             yield conn
 
     @property
@@ -410,7 +391,7 @@ class Handle(_BaseHandle):
         super().forget_parent()
         if self._source is not None:
             leave_to_parent(self._source)
-            self._source = self._new_source()
+            self._reset_sources()
 
 
 class Lease(_BaseLease):
@@ -436,13 +417,10 @@ class AsyncHandle(_BaseHandle):
     each event loop it has a source of its own.
     """
 
-    def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
-    ) -> None:
-        super().__init__(spec, hook, manager)
-        self._sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource] = (
-            WeakKeyDictionary()
-        )
+    _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
+
+    def _reset_sources(self) -> None:
+        self._sources = WeakKeyDictionary()
 
     # `async with` calls these two in its own frame, which must be seen: hence no `async def`.
 
@@ -560,9 +538,9 @@ class AsyncHandle(_BaseHandle):
             source = self._sources.get(loop)
             if source is None:
                 self._drop_closed_loops()
-                source = self._sources[loop] = _TABLE[self.spec.type][1](
-                    self._connector, partial(_loop_ended, ref(self), ref(loop))
-                )
+                kind = AsyncPoolSource if self.spec.type.is_pool else AsyncDirectSource
+                ended = partial(_loop_ended, ref(self), ref(loop))
+                source = self._sources[loop] = kind(self._connector, ended)
         return source
 
     def _drop_closed_loops(self) -> None:
@@ -601,7 +579,7 @@ class AsyncHandle(_BaseHandle):
     def forget_parent(self) -> None:
         super().forget_parent()
         leave_to_parent(self._sources)
-        self._sources = WeakKeyDictionary()
+        self._reset_sources()
 
 
 class AsyncLease(_BaseLease):
@@ -629,19 +607,9 @@ def _loop_ended(
         del handle._sources[loop]
 
 
-# --- the table ---
-
-_TABLE: dict[ConnectionType, tuple[type[Any], type[Any]]] = {
-    ConnectionType.NORMAL: (Handle, DirectSource),
-    ConnectionType.POOL: (Handle, PoolSource),
-    ConnectionType.ASYNC: (AsyncHandle, AsyncDirectSource),
-    ConnectionType.ASYNC_POOL: (AsyncHandle, AsyncPoolSource),
-}
-
-
 def make_handle(
     spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
-    handle: Handle | AsyncHandle = _TABLE[spec.type][0](spec, hook, manager)
-    return handle
+    kind = AsyncHandle if spec.type.is_async else Handle
+    return kind(spec, hook, manager)

@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-__all__ = [
-    "LIMIT",
-    "Kept",
-    "KeptError",
-    "describe",
-    "entries",
-    "names_in",
-    "new_name",
-    "remove",
-    "remove_old",
-    "writable_directory",
-]
-
 LIMIT: Final = 10
 _DIRECTORY: Final = "kept"
 _PREFIX: Final = "pgmonkey_kept_"

@@ -6,8 +6,6 @@ import os
 
 from .errors import PGMonkeyError
 
-__all__ = ["LibpqNotFoundError", "require_libpq"]
-
 
 class LibpqNotFoundError(PGMonkeyError, ImportError):
     """psycopg cannot be imported: it needs libpq, PostgreSQL's client library."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .config import ConnectionSpec
     from .connecting import Steps
 
-__all__ = ["CacheInfo", "PGConnectionManager"]
-
 AnyHandle: TypeAlias = "Handle | AsyncHandle"
 SyncTypes: TypeAlias = Literal["normal", "pool", ConnectionType.NORMAL, ConnectionType.POOL]
 AsyncTypes: TypeAlias = Literal[

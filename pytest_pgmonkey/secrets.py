@@ -15,29 +15,10 @@ from urllib.parse import quote
 
 from .errors import ConfigError, EnvInterpolationError
 
-__all__ = [
-    "REDACTED",
-    "VARIABLE",
-    "interpolate",
-    "is_reference",
-    "is_sensitive",
-    "redact_config",
-    "redact_text",
-]
-
 REDACTED = "***REDACTED***"
 
 SENSITIVE_KEYS = frozenset(
-    {
-        "password",
-        "passwd",
-        "sslpassword",
-        "sslkey",
-        "sslcert",
-        "sslrootcert",
-        "scram_client_key",
-        "scram_server_key",
-    }
+    {"passwd", "sslcert", "sslkey", "sslrootcert", "scram_client_key", "scram_server_key"}
 )
 SENSITIVE_PARTS = ("password", "token", "secret", "credential")
 
@@ -179,7 +160,7 @@ def redact_config(config: Any) -> Any:
 def _redact(value: Any, sensitive: bool) -> Any:
     if isinstance(value, Mapping):
         return {
-            _redact_key(key): _redact(item, sensitive or is_sensitive(key))
+            _redact_dsn(key): _redact(item, sensitive or is_sensitive(key))
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -187,36 +168,26 @@ def _redact(value: Any, sensitive: bool) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
     if value is None or value == "":
         return value
-    if sensitive:
-        return REDACTED
-    return _redact_dsn(value) if isinstance(value, str) else value
+    return REDACTED if sensitive else _redact_dsn(value)
 
 
-def _redact_key(key: Any) -> Any:
-    return _redact_dsn(key) if isinstance(key, str) else key
-
-
-def _redact_dsn(text: str) -> str:
-    if "://" in text:
-        text = _URL_PASSWORD.sub(rf"\1{REDACTED}\3", text)
-    if "=" in text:
-        text = _DSN_PASSWORD.sub(rf"\1{REDACTED}", text)
-    return text
+def _redact_dsn(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = _URL_PASSWORD.sub(rf"\1{REDACTED}\3", value) if "://" in value else value
+    return _DSN_PASSWORD.sub(rf"\1{REDACTED}", text) if "=" in text else text
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Hide these secrets, in every spelling a driver may repeat, and passwords inside DSNs."""
     spellings = {form(secret) for secret in secrets if secret for form in _SPELLINGS}
     for spelling in sorted(spellings, key=len, reverse=True):
-        text = _occurrences(spelling).sub(REDACTED, text)
-    return _redact_dsn(text)
-
-
-def _occurrences(spelling: str) -> re.Pattern[str]:
-    # A password such as "a" is hidden where it stands alone, not inside every word.
-    if len(spelling) < 4:
-        return re.compile(rf"(?<!\w){re.escape(spelling)}(?!\w)")
-    return re.compile(re.escape(spelling))
+        pattern = re.escape(spelling)
+        # A password such as "a" is hidden where it stands alone, not inside every word.
+        pattern = rf"(?<!\w){pattern}(?!\w)" if len(spelling) < 4 else pattern
+        text = re.sub(pattern, REDACTED, text)
+    redacted: str = _redact_dsn(text)
+    return redacted
 
 
 _SPELLINGS: tuple[Callable[[str], str], ...] = (
