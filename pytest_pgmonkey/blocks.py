@@ -143,13 +143,11 @@ class Blocks:
         """
         block = _innermost.get()
         while block is not None:
-            if not block.is_inherited and block.is_mine() and self._holds(block):
-                return block
+            if not block.is_inherited and block.is_mine():
+                if any(mine is block for _, mine in self._open):
+                    return block
             block = block.outer
         return None
-
-    def _holds(self, block: Block) -> bool:
-        return any(mine is block for _, mine in self._open)
 
     def places(self) -> list[str]:
         return [block.where for _, block in self._open if not block.is_inherited]

@@ -97,13 +97,8 @@ def load_config(
 ) -> dict[str, Any]:
     """Read and judge a configuration file; references stay as they are without `resolve_env`."""
     origin = os.fspath(path)
-    config = prepare_config(
-        read_mapping(path),
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        strict=strict,
-        origin=origin,
-    )
+    options = (resolve_env, allow_sensitive_defaults, strict)
+    config = prepare_config(read_mapping(path), origin, *options)
     judged = config if resolve_env else _without_references(config)
     type_ = _connection_type(None, judged, origin)
     Judge(judged, origin).connection_settings()
@@ -114,11 +109,10 @@ def load_config(
 
 def prepare_config(
     config: Mapping[str, Any],
-    *,
+    origin: str | None = None,
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
-    origin: str | None = None,
 ) -> dict[str, Any]:
     """Unwrap and interpolate a configuration and judge its outline: the sections and their names.
 
@@ -128,13 +122,7 @@ def prepare_config(
         raise ConfigError("the configuration is not a mapping of sections", origin)
     config = _unwrapped(config, origin)
     if resolve_env:
-        config = interpolate(
-            config,
-            os.environ,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-            file=origin,
-        )
+        config = interpolate(config, os.environ, allow_sensitive_defaults, strict, origin)
     for name in config:
         judge_name(name, "", TOP_LEVEL, origin, "section")
     if config.get("connection_settings") is None:
@@ -146,20 +134,14 @@ def prepare_config(
 def read_spec(
     path: str | os.PathLike[str],
     connection_type: str | ConnectionType | None = None,
-    *,
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
 ) -> ConnectionSpec:
     """Read a file for one connection type; the sections of the other types are not judged."""
     origin = os.fspath(path)
-    config = prepare_config(
-        read_mapping(path),
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        strict=strict,
-        origin=origin,
-    )
+    options = (resolve_env, allow_sensitive_defaults, strict)
+    config = prepare_config(read_mapping(path), origin, *options)
     return connection_spec(config, connection_type, origin=origin)
 
 
@@ -278,16 +260,10 @@ for _tag, _pattern, _first in (
     )
 
 # The parser's own words where they are fixed; others may quote the file's text.
+_SAFE_PROBLEM = "did not find expected "
 _SAFE_PROBLEMS = frozenset(
     {
         "could not find expected ':'",
-        "did not find expected '-' indicator",
-        "did not find expected ',' or ']'",
-        "did not find expected ',' or '}'",
-        "did not find expected <document start>",
-        "did not find expected key",
-        "did not find expected node content",
-        "did not find expected whitespace or line break",
         "found character that cannot start any token",
         "found unexpected end of stream",
         "found unknown escape character",
@@ -335,9 +311,10 @@ def _parse(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = f"malformed YAML{_position(mark)}"
-        if error.problem in _SAFE_PROBLEMS:
-            problem += f": {error.problem}"
-        elif error.problem and error.problem.startswith("found character '\\t'"):
+        said = error.problem or ""
+        if said in _SAFE_PROBLEMS or said.startswith(_SAFE_PROBLEM):
+            problem += f": {said}"
+        elif said.startswith("found character '\\t'"):
             problem += ": indented with a tab"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

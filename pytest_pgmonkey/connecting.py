@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -87,17 +88,13 @@ def settings_steps(conn: AnyConnection, spec: ConnectionSpec) -> Steps[None]:
     if not spec.settings:
         return
     # Not `conn.cursor()`: its row and cursor factories are the user's.
-    cursor: Any
-    if isinstance(conn, psycopg.AsyncConnection):
-        cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    else:
-        cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    is_async = isinstance(conn, psycopg.AsyncConnection)
+    type_: Any = psycopg.AsyncCursor if is_async else psycopg.Cursor
+    cursor = type_(conn, row_factory=tuple_row)
     one = "pg_catalog.set_config(%s, %s, false)"
     names = [name for name, _ in spec.settings]
     try:
-        applied = yield from _row(
-            cursor, one, len(names), [part for setting in spec.settings for part in setting]
-        )
+        applied = yield from _row(cursor, one, len(names), [*chain(*spec.settings)])
     except psycopg.Error:
         yield from _name_the_culprit(cursor, one, spec)
         raise
@@ -555,16 +552,14 @@ class AsyncPoolSource:
                     coro.close()
 
 
-class _NoCancelledConnects(logging.Filter):
-    """Holds back psycopg_pool's warnings of connects that the end of the loop cancelled."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        args = record.args if isinstance(record.args, tuple) else ()
-        return not any(isinstance(arg, asyncio.CancelledError) for arg in args)
+def _is_worth_a_word(record: logging.LogRecord) -> bool:
+    """Hold back psycopg_pool's warnings of connects that the end of the loop cancelled."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    return not any(isinstance(arg, asyncio.CancelledError) for arg in args)
 
 
 _pool_logger = logging.getLogger("psycopg.pool")
-_pool_logger.addFilter(_NoCancelledConnects())
+_pool_logger.addFilter(_is_worth_a_word)
 
 
 # --- the end of the process, and its children ---

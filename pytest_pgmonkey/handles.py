@@ -218,6 +218,9 @@ class _BaseHandle:
     def forget_parent(self) -> None:
         self._lock = threading.Lock()
         self._blocks.forget_parent()
+        leave_to_parent(self._take_sources())
+        if not self._closed and self._successor is None:
+            self._reset_sources()
 
 
 class _BaseLease:
@@ -387,12 +390,6 @@ class Handle(_BaseHandle):
         finally:
             source.putconn(conn)
 
-    def forget_parent(self) -> None:
-        super().forget_parent()
-        if self._source is not None:
-            leave_to_parent(self._source)
-            self._reset_sources()
-
 
 class Lease(_BaseLease):
     """A block that knows its own connection; made by `Handle.connection()`."""
@@ -537,16 +534,13 @@ class AsyncHandle(_BaseHandle):
         with self._lock:
             source = self._sources.get(loop)
             if source is None:
-                self._drop_closed_loops()
+                # A pool holds its loop, which therefore never leaves the dictionary by itself.
+                for ended in [ended for ended in self._sources if ended.is_closed()]:
+                    self._sources.pop(ended).close_soon()
                 kind = AsyncPoolSource if self.spec.type.is_pool else AsyncDirectSource
-                ended = partial(_loop_ended, ref(self), ref(loop))
-                source = self._sources[loop] = kind(self._connector, ended)
+                forget = partial(_loop_ended, ref(self), ref(loop))
+                source = self._sources[loop] = kind(self._connector, forget)
         return source
-
-    def _drop_closed_loops(self) -> None:
-        # A pool holds its loop, which therefore never leaves the dictionary by itself.
-        for loop in [loop for loop in self._sources if loop.is_closed()]:
-            self._sources.pop(loop).close_soon()
 
     async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
         lent = sources.lent_to_async(self)
@@ -575,11 +569,6 @@ class AsyncHandle(_BaseHandle):
             await adrive(settle(conn, error))
         finally:
             await source.putconn(conn)
-
-    def forget_parent(self) -> None:
-        super().forget_parent()
-        leave_to_parent(self._sources)
-        self._reset_sources()
 
 
 class AsyncLease(_BaseLease):

@@ -45,13 +45,10 @@ def judge_name(
     known = tuple(known)
     if name in known:
         return
+    problem, hint = f"unknown {kind} {shown(name)}", nearest(name, known)
     if not isinstance(name, str):
-        raise ConfigError(
-            f"a {kind} name is {kind_of(name)}", origin, section or None, "put it in quotes"
-        )
-    raise ConfigError(
-        f"unknown {kind} {shown(name)}", origin, section or None, nearest(name, known)
-    )
+        problem, hint = f"a {kind} name is {kind_of(name)}", "put it in quotes"
+    raise ConfigError(problem, origin, section or None, hint)
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:

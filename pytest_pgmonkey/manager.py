@@ -107,14 +107,8 @@ class PGConnectionManager:
         Without a type it is the one that the file names, else `normal`. A new handle has proved
         that its server answers: psycopg's own error is raised where it does not.
         """
-        spec = read_spec(
-            config_file_path,
-            connection_type,
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-        )
-        return self._get(spec, force_reload)
+        options = (resolve_env, allow_sensitive_defaults, strict)
+        return self._get(read_spec(config_file_path, connection_type, *options), force_reload)
 
     @overload
     def get_database_connection_from_dict(
@@ -156,12 +150,7 @@ class PGConnectionManager:
         strict: bool = False,
     ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
         """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
-        prepared = prepare_config(
-            config,
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-        )
+        prepared = prepare_config(config, None, resolve_env, allow_sensitive_defaults, strict)
         return self._get(connection_spec(prepared, connection_type), force_reload)
 
     def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | Coroutine[Any, Any, AsyncHandle]:
@@ -292,7 +281,4 @@ class PGConnectionManager:
 
 
 def _has_ended(loop: LoopRef) -> bool:
-    if loop is None:
-        return False
-    running = loop()
-    return running is None or running.is_closed()
+    return loop is not None and ((alive := loop()) is None or alive.is_closed())

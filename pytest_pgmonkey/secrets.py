@@ -62,7 +62,6 @@ def _is_structured(value: object) -> bool:
 def interpolate(
     config: Any,
     environ: Mapping[str, str],
-    *,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
     file: str | None = None,
