@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f".{home}", __name__), name)
     except ImportError:
-        import_module(".libpq", __name__).require_libpq()
+        import_module(".errors", __name__).require_libpq()
         raise
     globals()[name] = value
     return value

@@ -143,9 +143,9 @@ class Blocks:
         """
         block = _innermost.get()
         while block is not None:
-            if not block.is_inherited and block.is_mine():
-                if any(mine is block for _, mine in self._open):
-                    return block
+            is_mine = not block.is_inherited and block.is_mine()
+            if is_mine and any(each is block for _, each in self._open):
+                return block
             block = block.outer
         return None
 

@@ -281,8 +281,7 @@ def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # Its own text shows bytes of the file.
-        position = error.start
-        raise ConfigError(f"is not UTF-8 (at byte {position})", origin) from None
+        raise ConfigError(f"is not UTF-8 (at byte {error.start})", origin) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "bad path"
         raise ConfigError(f"cannot be read: {reason}", origin) from None

@@ -510,13 +510,11 @@ class AsyncPoolSource:
             await self.pool.check()
 
     async def close(self) -> None:
-        self.closed = True
         keeper = self._keeper
-        if keeper is None:
-            return
-        if keeper.get_loop() is not asyncio.get_running_loop():
+        if keeper is None or keeper.get_loop() is not asyncio.get_running_loop():
             self.close_soon()
             return
+        self.closed = True
         keeper.cancel()
         await asyncio.wait([keeper])
 

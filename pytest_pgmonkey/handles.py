@@ -312,9 +312,7 @@ class Handle(_BaseHandle):
         lent = sources.lent_to(self)
         if lent is not None:
             return lent  # type: ignore[return-value]
-        source = self._source
-        if source is None:
-            return self._forward().pool  # type: ignore[no-any-return]
+        source = self._source or self._forward()
         return source.pool
 
     def test_connection(self) -> ServerFacts:

@@ -15,8 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ConfigError
-from .libpq import require_libpq
+from .errors import ConfigError, require_libpq
 from .secrets import is_reference, redact_text
 
 if TYPE_CHECKING:
@@ -161,9 +160,7 @@ class Judge:
         return expanded(text) if name in _LIBPQ_PATHS else text
 
     def text(self, value: Any, key: str) -> str:
-        if isinstance(value, str):
-            return str(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
         self.refuse_reference(value, key)
         kind = "None" if value is None else kind_of(value)

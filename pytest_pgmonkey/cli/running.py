@@ -11,8 +11,7 @@ from importlib import import_module
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, PGMonkeyError
-from ..libpq import LibpqNotFoundError, require_libpq
+from ..errors import ConfigError, LibpqNotFoundError, PGMonkeyError, require_libpq
 
 if TYPE_CHECKING:
     import argparse
