@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psycopg
@@ -156,9 +156,13 @@ def hook_steps(conn: AnyConnection, hook: Hook) -> Steps[None]:
 class Connector:
     """Opens the connections of one configuration, each prepared in the same way."""
 
+    sync_class: ClassVar[type[Connection[Any]]] = psycopg.Connection
+    async_class: ClassVar[type[AsyncConnection[Any]]] = psycopg.AsyncConnection
+
     def __init__(self, spec: ConnectionSpec, hook: Hook | None = None) -> None:
         self.spec = spec
         self.hook = hook
+        self._class = self.async_class if spec.type.is_async else self.sync_class
         self._pool_arguments = dict(spec.pool)
         kwargs: Mapping[str, Any] = self._pool_arguments.pop("kwargs", {})
         self.autocommit = bool(kwargs.get("autocommit", spec.autocommit))
@@ -166,10 +170,13 @@ class Connector:
         self._kwargs = {**spec.conninfo_dict, **kwargs, "autocommit": True}
 
     def prepare(self, conn: AnyConnection) -> Steps[None]:
-        yield from settings_steps(conn, self.spec)
+        yield from self.apply_settings(conn)
         yield partial(conn.set_autocommit, self.autocommit)
         if self.hook is not None:
             yield from hook_steps(conn, self.hook)
+
+    def apply_settings(self, conn: AnyConnection) -> Steps[None]:
+        yield from settings_steps(conn, self.spec)
 
     def connect(self, timeout: float | None = None) -> Steps[Any]:
         refuse_connection_strings(self.spec.conninfo_dict, self.spec.origin)
@@ -183,9 +190,8 @@ class Connector:
 
     def _open(self, timeout: float | None) -> Any:
         # The password is in no variable: error reports may show those of each frame.
-        class_ = psycopg.AsyncConnection if self.spec.type.is_async else psycopg.Connection
         limit = {} if timeout is None else {"connect_timeout": max(1, math.ceil(timeout))}
-        return class_.connect(**{**self._kwargs, **limit})
+        return self._class.connect(**{**self._kwargs, **limit})
 
     def prove(self) -> Steps[None]:
         """Connect once: the error of a connection shows here, not as a pool's timeout later."""
@@ -193,10 +199,16 @@ class Connector:
         yield conn.close
 
     def pool_arguments(self, configure: Hook, check: Hook) -> dict[str, Any]:
-        arguments = {**self._pool_arguments, "kwargs": self._kwargs, "configure": configure}
+        arguments = {
+            **self._pool_arguments,
+            "connection_class": self._class,
+            "kwargs": self._kwargs,
+            "configure": configure,
+            "open": False,
+        }
         if self.spec.check_on_checkout:
             arguments["check"] = check
-        return {**arguments, "open": False}
+        return arguments
 
 
 def _check_steps(pool: Any, conn: AnyConnection) -> Steps[None]:

@@ -127,10 +127,14 @@ class _BaseHandle:
     """What a handle is, whatever it does to get a connection."""
 
     def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+        self,
+        spec: ConnectionSpec,
+        hook: Hook | None = None,
+        manager: _Keeper | None = None,
+        connector: type[Connector] = Connector,
     ) -> None:
         self.spec = spec
-        self._connector = Connector(spec, hook)
+        self._connector = connector(spec, hook)
         self._blocks = Blocks()
         self._lock = threading.Lock()
         self._manager = ref(manager) if manager is not None else None
@@ -595,8 +599,11 @@ def _loop_ended(
 
 
 def make_handle(
-    spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    spec: ConnectionSpec,
+    hook: Hook | None = None,
+    manager: _Keeper | None = None,
+    connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
     kind = AsyncHandle if spec.type.is_async else Handle
-    return kind(spec, hook, manager)
+    return kind(spec, hook, manager, connector)

@@ -385,8 +385,6 @@ def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
     return None
 
 
-#: What psycopg makes of the query of a named cursor, without hold and with it.
-DECLARATIONS: Final = {
-    False: (Statement(Verb.DECLARE, ("DECLARE",), "DECLARE"),),
-    True: (Statement(Verb.DECLARE, ("DECLARE", "HOLD"), "DECLARE"),),
-}
+def declaration(query: str, *, holds: bool) -> Statement:
+    """Give what a client sends that opens a server-side cursor for a query."""
+    return Statement(Verb.DECLARE, ("DECLARE", "HOLD") if holds else ("DECLARE",), query)

@@ -13,8 +13,9 @@ import psycopg
 from psycopg import pq
 
 from ...lexer import Verb
-from .backend import UNDO, Client, Level
+from .backend import Client, Level
 from .handover import change_hands
+from .refusals import explain
 from .settings import WrongSettingError, untouched
 from .transaction import VirtualTransaction
 from .turns import current_task
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _STATUS: Final = pq.TransactionStatus
 _STATUSES: Final = tuple(sorted(_STATUS))
+_CANCELED: Final = "57014"
 _IN_BLOCK: Final = (_STATUS.INTRANS, _STATUS.INERROR)
 
 _XIDS: Final = (
@@ -68,6 +70,7 @@ class Member:
         "ended",
         "is_scope",
         "origin",
+        "pipelined",
         "returned",
         "steady",
         "streaming",
@@ -96,6 +99,8 @@ class Member:
         """In an operation."""
         self.streaming = False
         """In the middle of a COPY or a stream."""
+        self.pipelined = False
+        """In a pipeline, whether the backend is in pipeline mode just now or not."""
         self.yielding = False
         """Between two statements of a transaction that has perhaps only read."""
         self.steady = False
@@ -194,7 +199,7 @@ class Member:
         results = yield from backend.run(_PROBE)
         wrote = results[0].get_value(0, 0) == results[2].get_value(0, 0)
         if not wrote:
-            yield from backend.run(UNDO)
+            yield from backend.undo()
         return wrote
 
     # Operations: `start`, then perhaps `get_ready` and `before`, and `after` in any case
@@ -246,11 +251,11 @@ class Member:
             raise psycopg.OperationalError("another command is already in progress")
 
     def commit_at_once(self) -> bool:
-        """Commit where nothing need be asked of the server; gives whether that was so."""
+        """Commit where the server need not be told; gives whether that was so."""
         if not self.steady or not self.transaction.commits_at_once:
             return False
         self.busy = True
-        self.transaction.post_commit()
+        self.transaction.commit_at_once()
         self._release()
         return True
 
@@ -268,17 +273,26 @@ class Member:
         self.turn.leave(self)
         self.busy = False
 
+    def explain(self, error: psycopg.Error) -> None:
+        """Say more in an error that the surrounding transaction has caused."""
+        explain(error)
+        if error.sqlstate == _CANCELED:
+            self.backend.expects_cancels = True
+
     def after(self) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""
         try:
             self._settle()
+        except BaseException:
+            self.backend.unsettled = True
+            raise
         finally:
             # Not before: the end of a test waits until nobody sends anything any more.
             self.busy = False
 
     def _settle(self) -> None:
         backend, transaction = self.backend, self.transaction
-        if transaction.in_section:
+        if transaction.in_pipeline and not backend.dead:
             self.steady = False
             return
         behind = backend.behind
@@ -288,6 +302,7 @@ class Member:
             return
         self.streaming = self.steady = self.yielding = False
         if status == _STATUS.UNKNOWN:
+            transaction.in_pipeline = False
             transaction.close()
             self.turn.leave(self)
             return
@@ -298,7 +313,7 @@ class Member:
         if not transaction.open:
             self.turn.leave(self)
         elif transaction.writes or transaction.has_modes or status != _STATUS.INTRANS:
-            self.steady = not behind
+            self.steady = not (behind or self.pipelined)
         else:
             self.yielding = True
             self.turn.offer(self)
@@ -319,6 +334,9 @@ class Member:
         self.busy = True
         try:
             self._give_back(because)
+        except BaseException:
+            self.backend.unsettled = True
+            raise
         finally:
             self.busy = False
 
@@ -342,11 +360,16 @@ class Member:
         self.steady = False
         self.turn.leave(self)
 
+    def leave_pipeline(self) -> None:
+        """End pipeline mode, in which everything was answered."""
+        self.transaction.in_pipeline = False
+        self.backend.leave_pipeline()
+
     def interrupt(self) -> None:
-        """End a COPY or a stream that was left in the middle."""
-        if self.streaming:
+        """End a COPY, a stream or a pipeline that was left in the middle."""
+        if self.streaming or self.transaction.in_pipeline:
+            self.streaming = self.transaction.in_pipeline = False
             self.backend.interrupt()
-            self.streaming = False
 
     def undone(self) -> None:
         """Forget a transaction that was rolled back with the test around it."""

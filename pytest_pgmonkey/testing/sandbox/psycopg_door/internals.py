@@ -27,7 +27,7 @@ except ImportError as error:
     raise unsupported([error.msg.partition(" (")[0]]) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -40,7 +40,7 @@ def _owner(cls: type[Any], name: str) -> Any:
 BasePipeline: Final = _owner(psycopg.Pipeline, "_sync_gen")
 ServerCursorMixin: Final = _owner(psycopg.ServerCursor, "_declare_gen")
 
-__all__ = ["BaseConnection", "check_psycopg", "connection_summary"]
+__all__ = ["BaseConnection", "BasePipeline", "check_psycopg", "connection_summary"]
 
 STATEMENT: Final = "statement"
 DECLARE: Final = "declare"
@@ -62,9 +62,6 @@ _OPERATIONS: Final = {
     (BaseConnection, "_rollback_gen"): (CONTROL, ""),
     (BaseTransaction, "_enter_gen"): (CONTROL, ""),
     (BaseTransaction, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_enter_gen"): (CONTROL, ""),
-    (BasePipeline, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_sync_gen"): (CONTROL, ""),
     (BaseConnection, "_set_autocommit_gen"): (LOCAL, ""),
     (BaseConnection, "_set_isolation_level_gen"): (LOCAL, ""),
     (BaseConnection, "_set_read_only_gen"): (LOCAL, ""),
@@ -84,6 +81,7 @@ _NAMES: Final = {
     Connection: _OVERRIDDEN,
     AsyncConnection: _OVERRIDDEN,
     BaseConnection: ("_notice_handler", "_should_cancel"),
+    BasePipeline: ("_enter_gen", "_exit", "_exit_gen", "_fetch_gen", "_sync_gen"),
     BaseCursor: (
         "_check_results",
         "_convert_query",
@@ -146,6 +144,8 @@ except AttributeError:
 
 
 EXECUTE: Final = BaseCursor._execute_gen.__code__
+_STREAM: Final = BaseCursor._stream_send_gen.__code__
+_QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
 def register_control(function: Any) -> None:
@@ -162,9 +162,57 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
     return kind, names[variable], names["self"]
 
 
+def parameters(gen: Any) -> Any:
+    """Give the parameters of an operation that has not begun."""
+    return gen.gi_frame.f_locals.get("params")
+
+
+def query_text(sql: Any, conn: Any) -> str:
+    """Give the SQL of a query in any of the forms that psycopg takes; "" where it cannot be had."""
+    if type(sql) is str:
+        return sql
+    if isinstance(sql, bytes):
+        return sql.decode(errors="replace")
+    if isinstance(sql, psycopg.sql.Composable):
+        try:
+            return sql.as_string(conn)
+        except Exception:  # a value that cannot be adapted: psycopg says so, after its BEGIN
+            return ""
+    strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
+    return " $1 ".join(strings) if strings is not None else str(sql)
+
+
 def is_execute(gen: Any) -> bool:
     """Whether an operation is a plain execute()."""
     return bool(gen.gi_code is EXECUTE)
+
+
+def is_queued(gen: Any) -> bool:
+    """Whether an operation is one that pipelines have."""
+    return gen.gi_code in _QUEUED
+
+
+def is_stream(gen: Any) -> bool:
+    """Whether an operation begins a `stream()`."""
+    return bool(gen.gi_code is _STREAM)
+
+
+def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
+    """Sync a pipeline and take all of its results; gives the first error among them."""
+    first: psycopg.Error | None = None
+    steps = BasePipeline._sync_gen(pipeline)
+    before = -1
+    # After an error psycopg leaves the rest of the results for the next operation to take.
+    while len(pipeline.result_queue) != before:
+        before = len(pipeline.result_queue)
+        try:
+            yield from steps
+        except psycopg.Error as error:
+            first = first or error
+        if not pipeline.result_queue:
+            break
+        steps = pipeline._fetch_gen(flush=False)
+    return first
 
 
 def is_extended(cursor: Any, gen: Any) -> bool:
@@ -255,7 +303,7 @@ class Template:
         fields = conn.__dict__
         fields.update(self._attributes[cls])
         fields["_prepared"] = prepared = PrepareManager()
-        prepared._prepared_idx = prepared_index
+        prepared._prepared_idx = fields["_prepared_from"] = prepared_index
         fields["_notice_handlers"] = []
         fields["_notify_handlers"] = []
         fields["_notifies_backlog"] = deque()
@@ -293,8 +341,8 @@ def deliver_warning(conn: Any, sqlstate: str, message: str) -> None:
 
 
 def has_prepared(conn: Any) -> bool:
-    """Whether psycopg has prepared statements for the connection."""
-    return bool(conn._prepared._names)
+    """Whether psycopg has prepared statements for the connection, or had and forgot them."""
+    return bool(conn._prepared._prepared_idx != conn._prepared_from)
 
 
 def note_results(conn: Any, results: list[Any]) -> None:
