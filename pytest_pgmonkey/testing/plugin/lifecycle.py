@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ... import sources
-from ...errors import PGMonkeyError
-from ...libpq import require_libpq
+from ...errors import PGMonkeyError, require_libpq
 from .collection import CLONES_WANTED
 from .configure import INTERCEPTION, OPTIONS
 from .marker import isolation_of_running_test
