@@ -104,7 +104,7 @@ def bare_start() -> float:
     server = EmbeddedServer(find_binaries())
     try:
         start = perf_counter()
-        server.run_initdb()
+        server.make_cluster()
         server.start_postmaster()
         return perf_counter() - start
     finally:

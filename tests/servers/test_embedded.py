@@ -30,7 +30,7 @@ from pytest_pgmonkey.testing.servers.embedded.binaries import (
 )
 from pytest_pgmonkey.testing.servers.embedded.guarded_process import GuardedProcess
 from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
-from pytest_pgmonkey.testing.servers.server import ServerStartError
+from pytest_pgmonkey.testing.servers.server import THROWAWAY, ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,9 +124,10 @@ class TestServer:
         assert settings["port"] == 5432
         assert settings["dbname"] == "somewhere"
 
-    def test_a_server_that_does_not_start_shows_the_end_of_its_log(self):
+    def test_a_server_that_does_not_start_shows_the_end_of_its_log(self, monkeypatch):
         """The error names the setting that the server refused, and nothing stays behind."""
-        server = EmbeddedServer(find_binaries(), settings={"work_mem": "much"})
+        monkeypatch.setitem(THROWAWAY, "work_mem", "much")
+        server = EmbeddedServer(find_binaries())
         try:
             server.make_cluster()
             with pytest.raises(ServerStartError, match="does not start") as caught:
@@ -211,7 +212,7 @@ class TestEnd:
     def test_it_is_gone_after_a_sigkill_in_the_middle_of_initdb(self, script):
         """A cluster that is half made goes too, with the servers that initdb had started."""
         process = script(
-            "server = EmbeddedServer(find_binaries()); tell(server); server.make_new_cluster()"
+            "server = EmbeddedServer(find_binaries()); tell(server); server.make_cluster()"
         )
         home = home_told_by(process)
         assert wait_until(lambda: segments_of(processes_of(home)))

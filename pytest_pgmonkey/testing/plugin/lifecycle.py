@@ -64,8 +64,8 @@ def prepare(config: pytest.Config, steps: Any) -> Database:
     try:
         return kit_of(config).prepare(steps, launched)
     except BaseException:
-        if launched is not None:
-            launched.stop()
+        if launched is not None and launched.exception() is None:
+            launched.result().stop()
         raise
 
 

@@ -11,11 +11,10 @@ import json
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..server import ServerStartError
+from ..server import OwnServer, ServerStartError
 from . import guardian
 from .directories import homes
 from .guarded_process import DirectoryTakenError
@@ -26,76 +25,49 @@ if TYPE_CHECKING:
     from ..worker import Worker
     from .binaries import Binaries
 
-__all__ = ["end_run", "start_or_join_server"]
+__all__ = ["end_run", "start_embedded"]
 
 _POLL: Final = 0.01
 _PATIENCE: Final = 10.0
 
 
-class RunServer(EmbeddedServer):
-    """The server of a run, in the worker that has started it."""
-
-    def __init__(self, binaries: Binaries, worker: Worker) -> None:
-        self._worker = worker
-        super().__init__(binaries, name=worker.run)
-
-    def scratch_name(self, name: str) -> str:
-        return f"{name}_{self._worker.name}"
-
-    def publish(self) -> None:
-        if self._alone:
-            super().publish()
-            facts = {"version": self.version, "socket_directory": str(self.socket_directory)}
-            self.guarded.publish(self._worker.controller, facts)
-
-    def stop(self) -> None:
-        if self._alone:
-            super().stop()
-        self.finish_saving()
-
-
 class JoinedServer(EmbeddedServer):
-    """The server of a run, in the other workers."""
+    """The server of a run, in the workers that have not started it."""
 
     def __init__(
         self, binaries: Binaries, worker: Worker, home: Path, facts: dict[str, str]
     ) -> None:
-        self._worker = worker
-        self._home = home
-        self.binaries = replace(binaries, known_version=facts["version"])
+        OwnServer.__init__(self, worker, f"({binaries.origin})")
+        self.binaries = binaries
+        self.home = home
         self.socket_directory = Path(facts["socket_directory"])
         self.port = "5432"
         self._password = None
         self._alone = False
 
-    def scratch_name(self, name: str) -> str:
-        return f"{name}_{self._worker.name}"
-
-    @property
-    def home(self) -> Path:
-        return self._home
-
     def stop(self) -> None:
         """Leave it to the other workers."""
 
 
-def start_or_join_server(
-    binaries: Binaries, worker: Worker, recipe: Recipe | None
+def start_embedded(
+    binaries: Binaries, recipe: Recipe | None, worker: Worker | None
 ) -> EmbeddedServer:
-    """Start the server of this run, or wait for the worker that does; raises ServerStartError."""
+    """Start a server; that of a worker's run, or wait for another worker that does.
+
+    Raises ServerStartError.
+    """
+    if worker is None:
+        return EmbeddedServer.start(binaries, recipe)
     deadline = time.monotonic() + _PATIENCE
     while True:
         home = next(filter(_is_home, homes(worker.run)), None)
         if home is None:
             try:
-                server = RunServer(binaries, worker)
+                return EmbeddedServer.start(binaries, recipe, worker)
             except DirectoryTakenError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
-            else:
-                server.bring_up(recipe)
-                return server
         elif facts := _await_facts(home):
             return JoinedServer(binaries, worker, home, facts)
         else:
