@@ -43,7 +43,7 @@ class RestartableServer(EmbeddedServer):
 
     def halt(self, *, crash: bool = False) -> None:
         """End the server: sessions are ended, the data stays; `crash` leaves them no word."""
-        self.guarded.halt("SIGQUIT" if crash else "SIGINT")
+        self.guarded.ask("halt", "SIGQUIT" if crash else "SIGINT")
 
     def resume(self) -> None:
         """Start the server again and wait until it accepts connections."""

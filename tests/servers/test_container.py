@@ -36,8 +36,8 @@ from pytest_pgmonkey.testing.servers.container.server import (
     ContainerServer,
     says_ready,
 )
-from pytest_pgmonkey.testing.servers.container.watcher import Watcher
 from pytest_pgmonkey.testing.servers.embedded import binaries
+from pytest_pgmonkey.testing.servers.guard import Guard
 from pytest_pgmonkey.testing.servers.launch import choose
 from pytest_pgmonkey.testing.servers.server import ServerStartError
 
@@ -204,7 +204,7 @@ def start_in_subprocess(then: str = "sys.stdin.read()") -> tuple[subprocess.Pope
         import os, signal, sys
         from pytest_pgmonkey.testing.servers.container.server import ContainerServer
         server = ContainerServer.start({IMAGE!r})
-        print(server._attempt, server._watcher._process.pid, flush=True)
+        print(server._attempt, server._guard.pid, flush=True)
         {then}
     """
     process = subprocess.Popen(
@@ -442,11 +442,14 @@ class TestEnds:
         self, engine: Engine, nothing_left: None
     ) -> None:
         """A process may be killed while the engine makes its container: the guardian waits."""
-        watcher = Watcher(attempt := secrets.token_hex(16))
-        process = watcher._process
-        watcher._close()
+        process = Guard(guardian, attempt := secrets.token_hex(16), path=sys.path)._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
         engine.client.containers.create(IMAGE, ["postgres"], labels={guardian.ATTEMPT: attempt})
         assert process.wait(timeout=guardian.REMOVE_LIMIT) == 0
+        process.stdout.close()
 
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:

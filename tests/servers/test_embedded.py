@@ -147,7 +147,7 @@ class TestServer:
         try:
             with pytest.raises(ServerStartError, match=r"initdb of .* failed with exit code 3"):
                 server.make_cluster()
-            assert "initdb (PostgreSQL)" in server.guarded.log()
+            assert "initdb (PostgreSQL)" in server.log()
         finally:
             server.stop()
         assert not server.guarded.home.exists()
@@ -226,7 +226,7 @@ class TestEnd:
             """
             server = EmbeddedServer(find_binaries()); tell(server)
             try:
-                server.guarded.run("sleep", "300")
+                server.guarded.ask("run", "sleep", "300")
             except KeyboardInterrupt:
                 server.stop()
             """
@@ -311,7 +311,7 @@ class TestEnd:
         remove_tree = guardian.remove_tree
 
         def remove(path: str) -> None:
-            logs.append(server.guarded.log())
+            logs.append(server.log())
             remove_tree(path)
 
         monkeypatch.setattr(guardian, "remove_tree", remove)
@@ -340,7 +340,7 @@ class TestEnd:
 
 
 def kill_guardian(processes: set[int]) -> None:
-    (guarding,) = {pid for pid in processes if b"guardian.py" in command_line(pid)}
+    (guarding,) = {pid for pid in processes if b"import Guardian" in command_line(pid)}
     os.kill(guarding, signal.SIGKILL)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from ....kept_databases import names_in
 from ....processes import is_dead, process_name
 from ....secrets import redact_text
+from ..guard import Guard
 from ..server import ADMIN, ROLE, THROWAWAY, KeptAddress, OwnServer, ServerStartError
 from . import guardian
 from .engine import engine_command, engine_errors, find_engine, image_prefix
-from .watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,16 +76,16 @@ class ContainerServer(OwnServer):
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
         self._attempt = secrets.token_hex(16)
         self._undecided = False
-        self._watcher: Watcher | None = None
+        self._guard: Guard | None = None
         self._address = ("", _PORT)
 
     def bring_up(self) -> None:
         """Make the container, wait for its server, make the tests' role."""
         image = self._find_image()
-        self._watcher = Watcher(self._attempt)
+        self._guard = Guard(guardian, self._attempt, path=sys.path)
         with engine_errors(f"The container of {self.image} does not start"):
             container = self._make(image)
-            self._watcher.tell("made", self.name)
+            self._guard.tell("made", self.name)
             container.start()
             self._sweep()  # while its server starts
             self._await_answer(container)
@@ -96,17 +97,16 @@ class ContainerServer(OwnServer):
 
     def stop(self) -> None:
         """Remove the container; does nothing in a fork, a second time, or if others share it."""
-        watcher, self._watcher = self._watcher, None
+        guard, self._guard = self._guard, None
         try:
-            if watcher is None:
+            if guard is None:
                 return
             shared = self._worker is not None and not self._alone
-            if watcher.is_foreign or shared or names_in(self.name):
-                watcher.leave()
-            elif self._remove():
-                watcher.dismiss()
+            if guard.is_foreign or shared or names_in(self.name) or not self._remove():
+                guard.leave()  # it goes on trying
             else:
-                watcher.leave()  # it goes on trying
+                guard.tell("done")
+                guard.end()
         finally:
             self._client.client.close()
 
@@ -177,8 +177,8 @@ class ContainerServer(OwnServer):
     def _publish_to(self, worker: Worker) -> None:
         from psycopg import sql
 
-        if self._watcher is not None:
-            self._watcher.tell("run", worker.controller)
+        if self._guard is not None:
+            self._guard.tell("publish", worker.controller)
         statement = sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(ROLE), _PUBLISHED)
         with self._admin() as conn:
             conn.execute(statement)
@@ -242,7 +242,7 @@ class ContainerServer(OwnServer):
             labels={
                 guardian.ATTEMPT: self._attempt,
                 OWNER: process_name(self._worker.controller if self._worker else os.getpid()),
-                GUARDIAN: process_name(self._watcher.pid) if self._watcher else "",
+                GUARDIAN: process_name(self._guard.pid) if self._guard else "",
             },
             **self._network(),
         )

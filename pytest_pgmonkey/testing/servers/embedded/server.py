@@ -105,7 +105,7 @@ class EmbeddedServer(OwnServer):
         command = [str(self.binaries.program("postgres")), "-D", str(self.guarded.data)]
         for name, value in self.settings().items():
             command += ["-c", f"{name}={value}"]
-        if not self.guarded.start(*command):
+        if not self.guarded.ask("start", *command):
             raise ServerStartError(
                 f"The server of {self.binaries.origin} does not start.", log=self.log()
             )
@@ -139,7 +139,7 @@ class EmbeddedServer(OwnServer):
         found = saved_clusters.find(key) if key else None
         if found is None:
             return False
-        if self.guarded.unpack(found):
+        if self.guarded.ask("unpack", str(found)):
             with contextlib.suppress(ServerStartError):
                 self.start_postmaster()
                 return True
@@ -149,7 +149,7 @@ class EmbeddedServer(OwnServer):
     def _save_template(self, recipe: Recipe) -> None:
         """Save the data directory, for which the server has to be down for a moment."""
         if (key := self._key(recipe)) and saved_clusters.can_save():
-            self.guarded.halt("SIGINT")
+            self.guarded.ask("halt", "SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
                 if self._saving is not None:
                     self._saving.join()
@@ -157,17 +157,19 @@ class EmbeddedServer(OwnServer):
             self.start_postmaster()
 
     def _publish_to(self, worker: Worker) -> None:
-        facts = {"socket_directory": str(self.socket_directory)}
-        self.guarded.publish(worker.controller, facts)
+        self.guarded.ask("publish", worker.controller)
+        self.guarded.ask("write", guardian.PUBLISHED, str(self.socket_directory))
+        self.guarded.leave()
 
     def _initdb(self, options: list[str]) -> int:
-        command = [str(self.binaries.program("initdb")), "-D", str(self.guarded.data), *options]
+        program = str(self.binaries.program("initdb"))
+        command = ["run", program, "-D", str(self.guarded.data), *options]
         if self._password is None:
-            return self.guarded.run(*command, "--auth=trust")
+            return int(self.guarded.ask(*command, "--auth=trust"))
         file = self.home / "password"
         file.write_text(self._password, "utf-8")
         try:
-            return self.guarded.run(*command, "--auth=scram-sha-256", f"--pwfile={file}")
+            return int(self.guarded.ask(*command, "--auth=scram-sha-256", f"--pwfile={file}"))
         finally:
             file.unlink()
 

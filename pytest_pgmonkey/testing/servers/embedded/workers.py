@@ -1,19 +1,19 @@
 """One embedded server for all the workers of a pytest-xdist run.
 
 Its directory has a name that only the run knows, so that making it decides which worker starts
-the server; the others wait for the facts that it publishes. The controller ends it.
+the server; the others wait until it is published. The controller ends it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..guardian import is_alive
 from ..server import OwnServer, ServerStartError
 from . import guardian
 from .directories import homes
@@ -35,12 +35,12 @@ class JoinedServer(EmbeddedServer):
     """The server of a run, in the workers that have not started it."""
 
     def __init__(
-        self, binaries: Binaries, worker: Worker, home: Path, facts: dict[str, str]
+        self, binaries: Binaries, worker: Worker, home: Path, socket_directory: Path
     ) -> None:
         OwnServer.__init__(self, worker, f"({binaries.origin})")
         self.binaries = binaries
         self.home = home
-        self.socket_directory = Path(facts["socket_directory"])
+        self.socket_directory = socket_directory
         self.port = "5432"
         self._password = None
         self._alone = False
@@ -68,8 +68,8 @@ def start_embedded(
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
-        elif facts := _await_facts(home):
-            return JoinedServer(binaries, worker, home, facts)
+        elif published := _await_publication(home):
+            return JoinedServer(binaries, worker, home, Path(published))
         else:
             deadline = time.monotonic() + _PATIENCE
 
@@ -79,24 +79,26 @@ def _is_home(directory: Path) -> bool:
     return (directory / guardian.PID).exists()
 
 
-def _await_facts(home: Path) -> dict[str, str] | None:
-    """Wait for the facts of a server; gives `None` where its directory went instead."""
+def _await_publication(home: Path) -> str:
+    """Wait until a server is published, and give its socket's directory.
+
+    Gives nothing where the home went instead.
+    """
     while home.is_dir():
         with contextlib.suppress(FileNotFoundError):
-            facts: dict[str, str] = json.loads((home / guardian.PUBLISHED).read_text("utf-8"))
-            return facts
+            return (home / guardian.PUBLISHED).read_text("utf-8")
         if not _guardian_lives(home) and home.is_dir():
             raise ServerStartError(
                 "The embedded server of this run cannot be had: the process that guards it was"
                 " killed."
             )
         time.sleep(_POLL)
-    return None
+    return ""
 
 
 def _guardian_lives(home: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return guardian.is_alive(int((home / guardian.PID).read_text("ascii")))
+        return is_alive(int((home / guardian.PID).read_text("ascii")))
     return False
 
 
