@@ -48,7 +48,6 @@ def make_config(tmp_path: Path, pg_server: EmbeddedServer, database: str) -> Cal
 def restartable_server() -> Iterator[RestartableServer]:
     """A server of the test's own: `halt()`, `halt(crash=True)`, `resume()`, `restart()`."""
     server = RestartableServer.start(find_binaries())
-    assert isinstance(server, RestartableServer)
     yield server
     server.stop()
 
@@ -64,7 +63,7 @@ def tls_server(
     tls_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TLSServer]:
     """A server with a good certificate, for passwords and client certificates."""
-    server = TLSServer.open(tls_binaries, tmp_path_factory.mktemp("tls"))
+    server = TLSServer.start(tls_binaries, tmp_path_factory.mktemp("tls"))
     yield server
     server.stop()
 
@@ -74,7 +73,7 @@ def expired_tls_server(
     tls_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TLSServer]:
     """A server whose certificate has expired."""
-    server = TLSServer.open(tls_binaries, tmp_path_factory.mktemp("expired"), days=-1)
+    server = TLSServer.start(tls_binaries, tmp_path_factory.mktemp("expired"), days=-1)
     yield server
     server.stop()
 

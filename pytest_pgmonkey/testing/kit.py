@@ -20,6 +20,7 @@ from .servers.launch import start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
     from psycopg import Connection
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
-    from .servers.launch import Launch
     from .servers.server import Server
     from .servers.worker import Worker
 
@@ -83,7 +83,7 @@ class Kit:
         self._server = server
         self._ends.callback(server.stop)
 
-    def prepare(self, steps: Iterable[Any], launched: Launch | None = None) -> Database:
+    def prepare(self, steps: Iterable[Any], launched: Future[Server] | None = None) -> Database:
         """Make the database of this process, load the schema into it, and connect to it.
 
         The server may be launched already, with these steps in mind. Once made it serves to the
@@ -96,7 +96,7 @@ class Kit:
             self._rollback.connect()
         return self._database
 
-    def _preparation(self, steps: Iterable[Any], launched: Launch | None) -> Preparation:
+    def _preparation(self, steps: Iterable[Any], launched: Future[Server] | None) -> Preparation:
         """Have a server with the template of the schema; one that fails to get it is stopped."""
         options = self._options
         resolved = resolve_steps(steps, options.rootdir)
@@ -107,7 +107,7 @@ class Kit:
         if self._server is not None:
             return Preparation(self._server, *facts)
         if launched is not None:
-            server = launched.server()
+            server = launched.result()
         else:
             server = start_server(options, self._worker, recipe)
         preparation = Preparation(server, *facts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, Final
@@ -25,33 +23,32 @@ class OptionError(PGMonkeyError):
     """An option is wrong, or contradicts another; pytest shows it as a usage error."""
 
 
-# Nobody compares or prints these two, and every run of pytest waits for what makes the methods.
-@dataclass(frozen=True, eq=False, repr=False)
+# Plain classes: every run of pytest would wait for what makes the methods of a dataclass.
+
+
 class Option:
-    """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`."""
+    """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`.
 
-    name: str
-    default: Any
-    help: str
-    kind: str = "string"
-    """`string`, `path`, `flag`, `choice`, `names`, `lines` or `seconds`."""
-    choices: tuple[str, ...] = ()
+    `kind` is `string`, `path`, `flag`, `choice`, `names`, `lines` or `seconds`.
+    """
 
-    @property
-    def flag(self) -> str:
-        return f"--pgmonkey-{self.name}"
-
-    @property
-    def ini(self) -> str:
-        return "pgmonkey_" + self.name.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        return self.ini.upper()
-
-    @property
-    def ini_type(self) -> str:
-        return "linelist" if self.kind == "lines" else "string"
+    def __init__(
+        self,
+        name: str,
+        default: Any,
+        text: str,
+        kind: str = "string",
+        choices: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.key = name.replace("-", "_")
+        self.default = default
+        self.help = text
+        self.kind = kind
+        self.choices = choices
+        self.flag = f"--pgmonkey-{name}"
+        self.ini = f"pgmonkey_{self.key}"
+        self.variable = self.ini.upper()
 
 
 OPTIONS: Final = (
@@ -102,17 +99,10 @@ OPTIONS: Final = (
     ),
     Option("isolation", "rollback", "how tests are isolated", "choice", ISOLATIONS),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
-    Option(
-        "keep",
-        "never",
-        "keep the database of a failed test",
-        "choice",
-        ("never", "failed"),
-    ),
+    Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Options:
     """What the options come to; `given` are the names that somebody set, and how."""
 
@@ -132,7 +122,10 @@ class Options:
     types: tuple[str, ...]
     keep: str
     rootdir: Path
-    given: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str]
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
 
 
 def resolve(
@@ -150,35 +143,22 @@ def resolve(
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     for option in OPTIONS:
-        raw, origin, base = _find(option, on_command_line, in_ini, environ, rootdir, called_from)
-        if raw is None:
-            values[option.ini.removeprefix("pgmonkey_")] = option.default
-            continue
-        given[option.name] = origin
-        values[option.ini.removeprefix("pgmonkey_")] = _convert(option, raw, origin, base)
+        values[option.key] = option.default
+        word = environ.get(option.variable)
+        for raw, origin, base in (
+            (on_command_line(option), option.flag, called_from),
+            ([word] if word and option.kind == "lines" else word, option.variable, called_from),
+            (in_ini(option), option.ini, rootdir),
+        ):
+            if raw:
+                given[option.name] = origin
+                values[option.key] = _convert(option, raw, origin, base)
+                break
     values["map"] = _mapping(values["map"], given.get("map", ""))
     values["types"] = judge_types(values["types"], given.get("types", ""))
     options = Options(**values, rootdir=rootdir, given=given)
     _contradictions(options)
     return options
-
-
-def _find(
-    option: Option,
-    on_command_line: Callable[[Option], Any],
-    in_ini: Callable[[Option], Any],
-    environ: Mapping[str, str],
-    rootdir: Path,
-    called_from: Path,
-) -> tuple[Any, str, Path]:
-    raw = on_command_line(option)
-    if raw:
-        return raw, option.flag, called_from
-    raw = environ.get(option.variable)
-    if raw:
-        return ([raw] if option.kind == "lines" else raw), option.variable, called_from
-    raw = in_ini(option)
-    return (raw or None), option.ini, rootdir
 
 
 def _convert(option: Option, raw: Any, origin: str, base: Path) -> Any:
@@ -288,8 +268,3 @@ def refuse_existing(options: Options) -> None:
             f"{options.given['database']} is existing: nothing is ever committed in it, so "
             "schema and extensions cannot be loaded; use scratch databases"
         )
-
-
-def environment() -> Mapping[str, str]:
-    """Give the process's environment; the only place that reads it for options."""
-    return os.environ

@@ -115,7 +115,7 @@ class Preparation:
     def _load(self, name: str) -> None:
         """Create the extensions in a database and load the schema into it."""
         if self._extensions:
-            from .databases.extensions import create_extensions
+            from .databases.commands import create_extensions
 
             with _connect(self.server.admin_conninfo(name)) as conn:
                 create_extensions(

@@ -27,6 +27,7 @@ import yaml
 from pytest_pgmonkey.testing.servers.embedded import guardian
 from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
 from pytest_pgmonkey.testing.servers.embedded.server import ROLE, EmbeddedServer
+from pytest_pgmonkey.testing.servers.guardian import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,7 @@ def has_another_owner(directory: Path) -> bool:
     """Whether the guardian of a run that is not of this stress test still has it."""
     with contextlib.suppress(OSError, ValueError):
         pid = int((directory / guardian.PID).read_text("ascii"))
-        return guardian.is_alive(pid) and not is_of_this_stress(pid)
+        return is_alive(pid) and not is_of_this_stress(pid)
     return False
 
 
@@ -113,11 +114,7 @@ def segments() -> set[str]:
     """The System V shared memory segments that nobody uses and whose creators have ended."""
     lines = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()]
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
-    return {
-        row["shmid"]
-        for row in rows
-        if row["nattch"] == "0" and not guardian.is_alive(int(row["cpid"]))
-    }
+    return {row["shmid"] for row in rows if row["nattch"] == "0" and not is_alive(int(row["cpid"]))}
 
 
 def sockets() -> set[str]:

@@ -43,7 +43,7 @@ class RestartableServer(EmbeddedServer):
 
     def halt(self, *, crash: bool = False) -> None:
         """End the server: sessions are ended, the data stays; `crash` leaves them no word."""
-        self.guarded.halt("SIGQUIT" if crash else "SIGINT")
+        self.guarded.ask("halt", "SIGQUIT" if crash else "SIGINT")
 
     def resume(self) -> None:
         """Start the server again and wait until it accepts connections."""
@@ -124,21 +124,27 @@ class TLSServer(EmbeddedServer):
         self.client = self.authority.issue(CERTIFICATE_ROLE)
         self.stranger = self.other_authority.issue(CERTIFICATE_ROLE)
         self._server_pair = self.authority.issue("localhost", days=days)
-        super().__init__(binaries, settings={"listen_addresses": "127.0.0.1", "ssl": "on"})
+        super().__init__(binaries)
 
-    @classmethod
-    def open(cls, binaries: Binaries, directory: Path, *, days: int = 1) -> TLSServer:
-        server = cls(binaries, directory, days=days)
-        try:
-            server.make_cluster()
-            server.guard_the_door()
-            _start_on_free_port(server)
-            server.make_role()
-            server.make_users()
-        except BaseException:
-            server.stop()
-            raise
-        return server
+    def bring_up(self) -> None:
+        super().bring_up()
+        self.make_users()
+
+    def start_postmaster(self, tries: int = 5) -> None:
+        """Start on a port that was free a moment ago; another program may be quicker."""
+        self.guard_the_door()
+        while True:
+            self.port = _free_port()
+            try:
+                return super().start_postmaster()
+            except ServerStartError:
+                tries -= 1
+                if not tries:
+                    raise
+
+    def settings(self) -> dict[str, str]:
+        tls = {"listen_addresses": "127.0.0.1", "ssl": "on", "ssl_ca_file": "root.crt"}
+        return {**super().settings(), **tls}
 
     def guard_the_door(self) -> None:
         """Give the server its certificates and the rules of who may enter."""
@@ -154,7 +160,6 @@ class TLSServer(EmbeddedServer):
             owner = data.stat()
             os.chown(target, owner.st_uid, owner.st_gid)
         (data / "pg_hba.conf").write_text(TLS_HBA)
-        self._settings["ssl_ca_file"] = "root.crt"
 
     def make_users(self) -> None:
         with self._admin() as conn:
@@ -185,18 +190,6 @@ class TLSServer(EmbeddedServer):
             "sslkey": str(self.client.key),
             **changes,
         }
-
-
-def _start_on_free_port(server: TLSServer, tries: int = 5) -> None:
-    """Start on a port that was free a moment ago; another program may be quicker."""
-    while True:
-        server.port = _free_port()
-        try:
-            return server.start_postmaster()
-        except ServerStartError:
-            tries -= 1
-            if not tries:
-                raise
 
 
 def find_tls_binaries() -> Binaries | None:

@@ -36,8 +36,8 @@ from pytest_pgmonkey.testing.servers.container.server import (
     ContainerServer,
     says_ready,
 )
-from pytest_pgmonkey.testing.servers.container.watcher import Watcher
 from pytest_pgmonkey.testing.servers.embedded import binaries
+from pytest_pgmonkey.testing.servers.guard import Guard
 from pytest_pgmonkey.testing.servers.launch import choose
 from pytest_pgmonkey.testing.servers.server import ServerStartError
 
@@ -204,7 +204,7 @@ def start_in_subprocess(then: str = "sys.stdin.read()") -> tuple[subprocess.Pope
         import os, signal, sys
         from pytest_pgmonkey.testing.servers.container.server import ContainerServer
         server = ContainerServer.start({IMAGE!r})
-        print(server._attempt, server._watcher._process.pid, flush=True)
+        print(server._attempt, server._guard.pid, flush=True)
         {then}
     """
     process = subprocess.Popen(
@@ -289,15 +289,6 @@ class TestServer:
         assert [recipe.name, recipe.name] == names
         assert len(loaded) == 1
 
-    def test_settings_are_passed_on(self, engine: Engine, nothing_left: None) -> None:
-        """A setting given to `start` is the server's."""
-        server = ContainerServer.start(IMAGE, settings={"max_connections": "7"})
-        try:
-            with psycopg.connect(**server.admin_conninfo()) as conn:
-                assert conn.execute("SHOW max_connections").fetchone() == ("7",)
-        finally:
-            server.stop()
-
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_a_fork_cannot_remove_it(self, server: ContainerServer, engine: Engine) -> None:
         """A forked process that stops its copy of the server leaves the container alone."""
@@ -354,12 +345,13 @@ class TestErrors:
         assert "\n" not in text
 
     def test_a_container_that_dies_shows_its_last_words(
-        self, engine: Engine, nothing_left: None
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, nothing_left: None
     ) -> None:
         """Its end is noticed at once, and the error has exit code and log."""
+        monkeypatch.setitem(container.SETTINGS, "work_mem", "much")
         begin = time.monotonic()
         with pytest.raises(ServerStartError, match=r"ended with exit code 1 instead of") as caught:
-            ContainerServer.start(IMAGE, settings={"work_mem": "much"})
+            ContainerServer.start(IMAGE)
         assert 'invalid value for parameter "work_mem": "much"' in caught.value.log
         assert time.monotonic() - begin < container.START_LIMIT / 2
 
@@ -377,32 +369,28 @@ class TestErrors:
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch, nothing_left: None
     ) -> None:
         """A server that is ready and does not answer is given up long before the time limit."""
+        monkeypatch.setitem(container.SETTINGS, "listen_addresses", "localhost")
         monkeypatch.setattr(container, "REACH_LIMIT", 0.5)
         monkeypatch.setattr(container, "LOG_POLL", 0.2)
         with pytest.raises(ServerStartError, match=r"cannot be reached at .* it says") as caught:
-            ContainerServer.start(IMAGE, settings={"listen_addresses": "localhost"})
+            ContainerServer.start(IMAGE)
         assert "ready to accept connections" in caught.value.log
 
     def test_a_server_that_never_answers(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch, nothing_left: None
     ) -> None:
         """The wait has an end where nothing is ready and nothing dies."""
+        monkeypatch.setitem(container.SETTINGS, "listen_addresses", "")
         monkeypatch.setattr(container, "START_LIMIT", 0.5)
         with pytest.raises(ServerStartError, match=r"cannot be reached at .* have passed"):
-            ContainerServer.start(IMAGE, settings={"listen_addresses": ""})
+            ContainerServer.start(IMAGE)
 
     def test_no_error_shows_a_password(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch, nothing_left: None
     ) -> None:
         """What the container wrote is shown without the password that it was given."""
         monkeypatch.setattr(ContainerServer, "_derive", lambda _, what: f"secret-{what}")
-        create = ContainerServer._create
-
-        def chatty(self: ContainerServer, image: Any) -> Any:
-            self._settings = {"work_mem": "secret-postgres"}
-            return create(self, image)
-
-        monkeypatch.setattr(ContainerServer, "_create", chatty)
+        monkeypatch.setitem(container.SETTINGS, "work_mem", "secret-postgres")
         with pytest.raises(ServerStartError) as caught:
             ContainerServer.start(IMAGE)
         assert "secret-postgres" not in str(caught.value)
@@ -454,11 +442,14 @@ class TestEnds:
         self, engine: Engine, nothing_left: None
     ) -> None:
         """A process may be killed while the engine makes its container: the guardian waits."""
-        watcher = Watcher(attempt := secrets.token_hex(16))
-        process = watcher._process
-        watcher._close()
+        process = Guard(guardian, attempt := secrets.token_hex(16), path=sys.path)._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
         engine.client.containers.create(IMAGE, ["postgres"], labels={guardian.ATTEMPT: attempt})
         assert process.wait(timeout=guardian.REMOVE_LIMIT) == 0
+        process.stdout.close()
 
     @NEEDS_PROC
     def test_only_the_dead_are_swept(self) -> None:

@@ -30,7 +30,7 @@ from pytest_pgmonkey.testing.servers.embedded.binaries import (
 )
 from pytest_pgmonkey.testing.servers.embedded.guarded_process import GuardedProcess
 from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
-from pytest_pgmonkey.testing.servers.server import ServerStartError
+from pytest_pgmonkey.testing.servers.server import THROWAWAY, ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,9 +124,10 @@ class TestServer:
         assert settings["port"] == 5432
         assert settings["dbname"] == "somewhere"
 
-    def test_a_server_that_does_not_start_shows_the_end_of_its_log(self):
+    def test_a_server_that_does_not_start_shows_the_end_of_its_log(self, monkeypatch):
         """The error names the setting that the server refused, and nothing stays behind."""
-        server = EmbeddedServer(find_binaries(), settings={"work_mem": "much"})
+        monkeypatch.setitem(THROWAWAY, "work_mem", "much")
+        server = EmbeddedServer(find_binaries())
         try:
             server.make_cluster()
             with pytest.raises(ServerStartError, match="does not start") as caught:
@@ -146,7 +147,7 @@ class TestServer:
         try:
             with pytest.raises(ServerStartError, match=r"initdb of .* failed with exit code 3"):
                 server.make_cluster()
-            assert "initdb (PostgreSQL)" in server.guarded.log()
+            assert "initdb (PostgreSQL)" in server.log()
         finally:
             server.stop()
         assert not server.guarded.home.exists()
@@ -211,7 +212,7 @@ class TestEnd:
     def test_it_is_gone_after_a_sigkill_in_the_middle_of_initdb(self, script):
         """A cluster that is half made goes too, with the servers that initdb had started."""
         process = script(
-            "server = EmbeddedServer(find_binaries()); tell(server); server.make_new_cluster()"
+            "server = EmbeddedServer(find_binaries()); tell(server); server.make_cluster()"
         )
         home = home_told_by(process)
         assert wait_until(lambda: segments_of(processes_of(home)))
@@ -225,7 +226,7 @@ class TestEnd:
             """
             server = EmbeddedServer(find_binaries()); tell(server)
             try:
-                server.guarded.run("sleep", "300")
+                server.guarded.ask("run", "sleep", "300")
             except KeyboardInterrupt:
                 server.stop()
             """
@@ -310,7 +311,7 @@ class TestEnd:
         remove_tree = guardian.remove_tree
 
         def remove(path: str) -> None:
-            logs.append(server.guarded.log())
+            logs.append(server.log())
             remove_tree(path)
 
         monkeypatch.setattr(guardian, "remove_tree", remove)
@@ -339,7 +340,7 @@ class TestEnd:
 
 
 def kill_guardian(processes: set[int]) -> None:
-    (guarding,) = {pid for pid in processes if b"guardian.py" in command_line(pid)}
+    (guarding,) = {pid for pid in processes if b"import Guardian" in command_line(pid)}
     os.kill(guarding, signal.SIGKILL)
 
 

@@ -316,7 +316,7 @@ class TestClusters:
         (data / "empty").touch()
         (data / "a" / "b").mkdir(parents=True)
         (data / "a" / "b" / "\u00fc\n").write_bytes(bytes(range(256)))
-        packed = b"".join(guardian.pack(str(data)))
+        packed = b"".join(saved_clusters.pack(str(data)))
         (tmp_path / "packed").write_bytes(packed)
         guardian.unpack(str(tmp_path / "packed"), str(tmp_path / "copy"))
         copied = {p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*")}

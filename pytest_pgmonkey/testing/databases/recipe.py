@@ -35,11 +35,6 @@ class Recipe:
         """The name of the template database."""
         return f"pgmonkey_template_{self.digest[:_NAME_DIGITS]}"
 
-    @property
-    def lock(self) -> int:
-        """The advisory lock that is held while the template is made."""
-        return int(self.digest[:15], 16)
-
 
 def recipe_of(
     steps: Iterable[Path | Callable[[Any], Any]], extensions: Iterable[str], rootdir: Path

@@ -14,16 +14,14 @@ from psycopg import sql
 from .advisory_locks import claim
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from psycopg import Connection
 
     from .recipe import Recipe
 
 __all__ = [
-    "SettingError",
     "checksum",
-    "copy_settings",
     "exists",
     "note_use",
     "remove_unused",
@@ -52,27 +50,6 @@ ARRAY(
     FROM pg_catalog.pg_available_extensions ORDER BY name
 )
 """
-_SETTINGS: Final = """\
-SELECT rolname, setconfig
-FROM pg_catalog.pg_db_role_setting LEFT JOIN pg_catalog.pg_roles ON pg_roles.oid = setrole
-WHERE setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = %s)
-ORDER BY setrole
-"""
-# Those whose value the server keeps as a list of quoted names.
-_LISTS: Final = frozenset(
-    [
-        "local_preload_libraries",
-        "search_path",
-        "session_preload_libraries",
-        "shared_preload_libraries",
-        "temp_tablespaces",
-        "unix_socket_directories",
-    ]
-)
-
-
-class SettingError(Exception):
-    """A setting of the template database cannot be given to a copy."""
 
 
 def checksum(text: str) -> str:
@@ -125,37 +102,3 @@ def remove_unused(conn: Connection[Any], but: Collection[str]) -> None:
 def _is_ours(name: str) -> bool:
     found = _NAME.fullmatch(name)
     return found is not None and checksum(found[1]) == found[2]
-
-
-def copy_settings(conn: Connection[Any], model: str, copy: str) -> None:
-    """Give a database what ALTER … SET has set in another; raises SettingError.
-
-    CREATE DATABASE does not copy that, and only a superuser may write it into the catalogue.
-    """
-    for role, settings in conn.execute(_SETTINGS, [model]).fetchall():
-        for setting in settings:
-            name, _, value = setting.partition("=")
-            try:
-                conn.execute(_set(copy, role, name, value))
-            except psycopg.Error as error:
-                of = f"role {role!r} in " if role else ""
-                raise SettingError(f"{name} of {of}it: {error.diag.message_primary}") from None
-
-
-def _set(database: str, role: str | None, name: str, value: str) -> sql.Composed:
-    whose = sql.SQL("ALTER DATABASE {}").format(sql.Identifier(database))
-    if role is not None:
-        whose = sql.SQL("ALTER ROLE {} IN DATABASE {}").format(
-            sql.Identifier(role), sql.Identifier(database)
-        )
-    values = sql.SQL(", ").join(map(sql.Literal, _values(name, value)))
-    # An extension's setting has a name of two parts.
-    return sql.SQL("{} SET {} TO {}").format(whose, sql.Identifier(*name.split(".")), values)
-
-
-def _values(name: str, value: str) -> Iterator[str]:
-    if name not in _LISTS:
-        yield value
-        return
-    for part in re.findall(r'"(?:[^"]|"")*"|[^,\s]+', value):
-        yield part[1:-1].replace('""', '"') if part.startswith('"') else part

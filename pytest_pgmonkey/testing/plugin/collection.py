@@ -1,4 +1,4 @@
-"""Which tests use the kit: their fixtures in order, and the types that they run over."""
+"""Which tests use the kit, what they ask of it, and which one runs now."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import pytest
 
 from ... import sources
 from ...connection_type import CONNECTION_TYPES
-from ..options import OptionError, judge_types
+from ..options import ISOLATIONS, OptionError, judge_types
 from . import internals
 from .configure import INTERCEPTION, OPTIONS
-from .marker import MARKER, WISH, marked, wish_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CLONES_WANTED: Final = pytest.StashKey[bool]()
+_MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
+_SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
 _TEST_FIXTURE: Final = "_pgmonkey_test"
 _BEGINNING: Final = (
     "pgmonkey",
@@ -34,9 +35,66 @@ _BEGINNING: Final = (
 _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 
 
+# What a test asks for: its marker beats the options
+
+
+class _Wish:
+    """What a test asks of the kit."""
+
+    __slots__ = ("isolation", "problem")
+
+    def __init__(self, isolation: str, problem: str = "") -> None:
+        self.isolation: Final = isolation
+        self.problem: Final = problem
+
+
+_WISH: Final = pytest.StashKey[_Wish]()
+
+
+def _wish_of(item: pytest.Item) -> _Wish:
+    """Read what a test asks for."""
+    for marker in item.iter_markers(_MARKER):
+        if problem := _marker_problem(marker):
+            return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
+    isolation = str(_marked(item, "isolation", item.config.stash[OPTIONS].isolation))
+    return _Wish(isolation, _shared_data_problem(item) if isolation == "clone" else "")
+
+
+def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
+    """Give what the nearest marker with a keyword says: others leave it as it is."""
+    for marker in item.iter_markers(_MARKER):
+        if keyword in marker.kwargs:
+            return marker.kwargs[keyword]
+    return default
+
+
+def _marker_problem(marker: pytest.Mark) -> str:
+    unknown = set(marker.kwargs) - {"isolation", "types"}
+    if marker.args or unknown:
+        what = ", ".join(sorted(unknown)) or "a positional argument"
+        return f"takes isolation= and types=, not {what}"
+    isolation = marker.kwargs.get("isolation", "rollback")
+    if isolation not in ISOLATIONS:
+        return f"isolation {isolation!r} is not one of rollback, clone"
+    return ""
+
+
+def _shared_data_problem(item: pytest.Item) -> str:
+    for name in getattr(item, "fixturenames", ()):
+        if name in _SHARED:
+            return (
+                f"{name} shares uncommitted data, which a clone does not have: use it with "
+                "isolation='rollback', or make the data in the test"
+            )
+    return ""
+
+
+# Which tests use the kit
+
+
 def uses_kit(item: pytest.Item) -> bool:
     """Whether a test asks for a database, by fixture or marker."""
-    return item.get_closest_marker(MARKER) is not None or any(
+    return item.get_closest_marker(_MARKER) is not None or any(
         name.startswith(_PREFIX) and _is_ours(name, internals.fixtures_of(item).get(name, ()))
         for name in getattr(item, "fixturenames", ())
     )
@@ -57,7 +115,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     users = [item for item in items if uses_kit(item)]
     for item in users:
         _prepare_item(item)
-    config.stash[CLONES_WANTED] = any(item.stash[WISH].isolation == "clone" for item in users)
+    config.stash[CLONES_WANTED] = any(item.stash[_WISH].isolation == "clone" for item in users)
     config.stash[INTERCEPTION].collected()
     options = config.stash[OPTIONS]
     if options.intercept == "auto" and not users and not options.given:
@@ -65,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _prepare_item(item: pytest.Item) -> None:
-    item.stash[WISH] = wish_of(item)
+    item.stash[_WISH] = _wish_of(item)
     backend = str(getattr(getattr(item, "callspec", None), "params", {}).get("anyio_backend", ""))
     if "trio" in backend:
         item.add_marker(
@@ -84,7 +142,7 @@ def _put_first(item: pytest.Item, names: list[str]) -> None:
     beginning = next((name for name in names if name in _BEGINNING), None)
     if beginning is not None:
         names.remove(beginning)
-    elif item.get_closest_marker(MARKER) is not None:
+    elif item.get_closest_marker(_MARKER) is not None:
         beginning = _TEST_FIXTURE
     else:
         return  # It asks for the server or the database only.
@@ -124,7 +182,7 @@ def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
 
 
 def _types_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
-    wanted = marked(metafunc.definition, "types", metafunc.config.stash[OPTIONS].types)
+    wanted = _marked(metafunc.definition, "types", metafunc.config.stash[OPTIONS].types)
     if isinstance(wanted, str):
         wanted = wanted.replace(",", " ").split()
     origin = "@pytest.mark.pgmonkey(types=…)"
@@ -140,3 +198,33 @@ def is_async(function: Any) -> bool:
     """Whether a test function is a coroutine, also under hypothesis's wrapper."""
     inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
     return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+
+
+# The test that runs now
+
+_running: pytest.Item
+_isolation: str
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _running, _isolation
+    _running = item
+    # Decided at collection: this is paid for by every test.
+    wish = item.stash.get(_WISH, None)
+    if wish is None:  # It may ask by getfixturevalue().
+        _isolation = item.config.stash[OPTIONS].isolation
+        return
+    if wish.problem:
+        pytest.fail(wish.problem, pytrace=False)
+    _isolation = wish.isolation
+
+
+def isolation_of_running_test() -> str:
+    """Give the isolation that the test which is being set up asks for."""
+    return _isolation
+
+
+def current_request() -> pytest.FixtureRequest:
+    """Give the fixture request of the test that is being set up."""
+    return internals.request_of(_running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ... import sources
 from ..interception import Interception
 from ..options import OPTIONS as TABLE
-from ..options import Option, OptionError, Options, environment, resolve
+from ..options import Option, OptionError, Options, resolve
 from . import internals
 
 if TYPE_CHECKING:
@@ -20,25 +21,20 @@ if TYPE_CHECKING:
 
 OPTIONS: Final = pytest.StashKey[Options]()
 INTERCEPTION: Final = pytest.StashKey[Interception]()
+_SHAPES: Final[dict[str, dict[str, str]]] = {
+    "flag": {"action": "store_true"},
+    "lines": {"action": "append", "metavar": "X"},
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pgmonkey", "PostgreSQL databases for tests (pytest-pgmonkey)")
     for option in TABLE:
-        _add_option(group, option)
-        parser.addini(option.ini, option.help, type=option.ini_type, default=None)  # type: ignore[arg-type]
-
-
-def _add_option(group: Any, option: Option) -> None:
-    dest = option.ini + "_option"
-    if option.kind == "flag":
-        group.addoption(option.flag, dest=dest, action="store_true", default=None, help=option.help)
-    elif option.kind == "lines":
-        group.addoption(
-            option.flag, dest=dest, action="append", default=None, help=option.help, metavar="X"
-        )
-    else:
-        group.addoption(option.flag, dest=dest, default=None, help=_help(option), metavar="X")
+        dest = f"{option.ini}_option"
+        shape = _SHAPES.get(option.kind, {"metavar": "X"})
+        group.addoption(option.flag, dest=dest, default=None, help=_help(option), **shape)
+        ini_type: Any = "linelist" if option.kind == "lines" else "string"
+        parser.addini(option.ini, option.help, type=ini_type, default=None)
 
 
 def _help(option: Option) -> str:
@@ -70,9 +66,9 @@ def _install(config: pytest.Config, arguments: Any) -> None:
     """Decide the options, and stand between the application's handles and their servers."""
     try:
         options = resolve(
-            lambda option: getattr(arguments, option.ini + "_option", None),
+            lambda option: getattr(arguments, f"{option.ini}_option", None),
             lambda option: config.getini(option.ini),
-            environment(),
+            os.environ,
             rootdir=config.rootpath,
             called_from=config.invocation_params.dir,
         )

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .collection import is_async
+from .collection import current_request, is_async
 from .configure import OPTIONS
 from .lifecycle import begin, kit_of, prepare, settle, show_errors
-from .marker import current_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

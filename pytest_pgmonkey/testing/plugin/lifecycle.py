@@ -1,4 +1,7 @@
-"""The kit of this process: made at its first use, it begins and ends tests until the run ends."""
+"""The kit of this process: made at its first use, it begins and ends tests until the run ends.
+
+And what the report tells of its server, and of the databases that it keeps.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ import pytest
 
 from ... import sources
 from ...errors import PGMonkeyError, require_libpq
-from .collection import CLONES_WANTED
-from .configure import INTERCEPTION, OPTIONS
-from .marker import isolation_of_running_test
+from .collection import CLONES_WANTED, isolation_of_running_test, uses_kit
+from .configure import INTERCEPTION, OPTIONS, mentions_kit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from ..kit import Kit
+    from ..options import Options
     from ..prepared import Database
     from ..servers.worker import Worker
 
-KIT: Final = pytest.StashKey["Kit"]()
+_KIT: Final = pytest.StashKey["Kit"]()
 _RUN: Final = pytest.StashKey[dict[str, str | int]]()
 
 
 def kit_of(config: pytest.Config) -> Kit:
     """Give the kit of this process; made at its first use, and with it all that is heavy."""
-    kit = config.stash.get(KIT, None)
+    kit = config.stash.get(_KIT, None)
     if kit is None:
         try:
             from ..kit import Kit
@@ -37,7 +40,7 @@ def kit_of(config: pytest.Config) -> Kit:
         interception = config.stash[INTERCEPTION]
         # A doctest or getfixturevalue() may ask although no collected test said that it would.
         sources.interceptor = interception
-        kit = config.stash[KIT] = Kit(
+        kit = config.stash[_KIT] = Kit(
             config.stash[OPTIONS],
             interception,
             partial(_stop, config),
@@ -52,7 +55,7 @@ def prepare(config: pytest.Config, steps: Any) -> Database:
     from ..databases.schema import listed
 
     steps = listed(steps)
-    if KIT in config.stash:
+    if _KIT in config.stash:
         return kit_of(config).prepare(steps)
     from ..servers.launch import launch
 
@@ -60,8 +63,8 @@ def prepare(config: pytest.Config, steps: Any) -> Database:
     try:
         return kit_of(config).prepare(steps, launched)
     except BaseException:
-        if launched is not None:
-            launched.stop()
+        if launched is not None and launched.exception() is None:
+            launched.result().stop()
         raise
 
 
@@ -110,7 +113,7 @@ def settle(kit: Kit) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    kit = config.stash.get(KIT, None)
+    kit = config.stash.get(_KIT, None)
     if kit is not None:
         kit.close()
     run = config.stash.get(_RUN, None)
@@ -145,3 +148,53 @@ def _end_run(name: str) -> None:
         from ..servers.embedded.workers import end_run
 
         end_run(name)
+
+
+# What the report tells: the server of the run, and the databases of failed tests
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    # With pytest-xdist the items are the workers' alone, and a header comes once.
+    distributed = getattr(config.option, "dist", "no") != "no"
+    if config.stash[OPTIONS].given or (distributed and mentions_kit(config)):
+        return _header(config.stash[OPTIONS])
+    return None
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    if not config.stash[OPTIONS].given and any(uses_kit(item) for item in items):
+        return _header(config.stash[OPTIONS])
+    return None
+
+
+def _header(options: Options) -> str:
+    from ..servers.launch import choose
+
+    try:
+        choice = choose(options)
+    except PGMonkeyError as error:
+        return f"pgmonkey: {error}"
+    return f"pgmonkey: {choice.description}, isolation={options.isolation} ({choice.why})"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.stash[OPTIONS].keep != "never":
+        session.config.pluginmanager.register(_FailedTests(), "pgmonkey-keep")
+
+
+class _FailedTests:
+    """Tells of the databases of failed tests that are kept; most runs do without these hooks."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # what others make of a report is to be seen
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        kit = item.config.stash.get(_KIT, None)
+        if kit is not None:
+            told = kit.see(item.nodeid, str(report.when), failed=report.failed)
+            if told:
+                # pytest shows what belongs to the teardown by this word with the failure, too.
+                title = "pgmonkey teardown" if report.when == "teardown" else "pgmonkey"
+                report.sections.append((title, told))
+        return report

@@ -9,27 +9,24 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import sql
 
 from ...errors import PGMonkeyError
 from ...judge import TLS_FILES
 from ...secrets import is_sensitive
 from ..databases.advisory_locks import claim, exclusive, lock_shared, unlock_shared
-from ..databases.renaming import rename, seal
+from ..databases.commands import SettingError, connect, drop
 from ..databases.shared_templates import (
-    SettingError,
     checksum,
-    copy_settings,
     exists,
     note_use,
     remove_unused,
     template_name,
 )
-from .server import KeptAddress
+from .server import KeptAddress, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
     from ...config import ConnectionSpec
     from ..databases.recipe import Recipe
@@ -48,7 +45,7 @@ class ScratchError(PGMonkeyError):
     """A scratch database cannot be made on the configured server."""
 
 
-class ConfiguredServer:
+class ConfiguredServer(Server):
     """A server that somebody else runs; nothing that we did not create is ever dropped on it.
 
     Scratch databases are named after their run, which proves by an advisory lock that it lives;
@@ -68,25 +65,15 @@ class ConfiguredServer:
     ) -> None:
         """Take what a file says, and how it was read: `pgmonkey kept` reads it again."""
         self.spec = spec
-        self._place = {"file": spec.origin, "options": dict(read_with or {})}
         self.description = f"config {origin}"
+        self.existing: str = spec.dbname or "postgres"
+        self._place = {"file": spec.origin, "options": dict(read_with or {})}
         self._config = config
         self._run = secrets.token_hex(6)
         self._common = hashlib.sha256(worker.run.encode()).hexdigest()[:12] if worker else None
         self._templates: dict[Recipe, str] = {}
         self._lock: psycopg.Connection[Any] | None = None
-        self._made: list[str] = []
-
-    @property
-    def version(self) -> str:
-        """The server's version; connects."""
-        with self._connect() as conn:
-            return str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
-
-    @property
-    def existing(self) -> str:
-        """The database that the file names."""
-        return self.spec.dbname or "postgres"
+        self._made: set[str] = set()
 
     def conninfo(self, dbname: str) -> dict[str, str]:
         return {**self.spec.conninfo_dict, "dbname": dbname}
@@ -104,12 +91,9 @@ class ConfiguredServer:
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a scratch database of this run, or a copy of another; raises ScratchError."""
-        conn = self._sweep()
-        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
-        if template is not None:
-            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+        self._made.add(name)
         try:
-            conn.execute(statement)
+            super().create_database(name, template)
         except psycopg.errors.InsufficientPrivilege:
             if template is not None and template not in self._templates.values():
                 raise
@@ -118,15 +102,24 @@ class ConfiguredServer:
                 "ALTER ROLE … CREATEDB, or test in the database as it is, with "
                 "--pgmonkey-database=existing and no schema"
             ) from None
-        self._made.append(name)
-        if template is not None:
-            self._copy_settings(conn, template, name)
+        except SettingError as error:
+            self.drop_database(name)
+            raise ScratchError(
+                f"{self.description}: its role cannot give a copy of the database {template!r} "
+                f"the setting {error}; set it for the role instead (ALTER ROLE … SET)"
+            ) from None
 
     def drop_database(self, name: str) -> None:
         """Drop a database that this run has made."""
-        if name in self._made and self._lock is not None:
-            self._made.remove(name)
-            self._drop(self._lock, name)
+        if name in self._made:
+            self._made.discard(name)
+            super().drop_database(name)
+
+    def rename_database(self, name: str, new_name: str) -> None:
+        """Rename a database that this run has made, which no sweep knows from then on."""
+        if name in self._made:
+            super().rename_database(name, new_name)
+            self._made.discard(name)
 
     def address_after_run(self, name: str) -> KeptAddress:
         """Tell how a database is reached, with what people may read of the file."""
@@ -134,15 +127,6 @@ class ConfiguredServer:
         shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}
         note = f"psql asks for what {self.spec.origin} holds" if shown != conninfo else ""
         return KeptAddress.of(shown, self._place, note)
-
-    def outlive(self, file: Path) -> None:
-        """The server outlives every run."""
-
-    def rename_database(self, name: str, new_name: str) -> None:
-        """Rename a database that this run has made, which no sweep knows from then on."""
-        if name in self._made and self._lock is not None:
-            rename(self._lock, name, new_name)
-            self._made.remove(name)
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
         """Give the database that a recipe makes; it stays for later runs if that is lasting.
@@ -161,47 +145,33 @@ class ConfiguredServer:
         if not exists(conn, name):
             with exclusive(conn, f"load {name}"):
                 if not exists(conn, name):
-                    self._load_template(conn, name, load)
+                    self._load_template(conn, self.scratch_name("loading"), name, load)
             if recipe.lasting:
                 remove_unused(conn, but=self._templates.values())
         if recipe.lasting:
             note_use(conn, name)
         return name
 
-    def publish(self) -> None:
-        """The server is everybody's already."""
-
-    def extension_advice(self, name: str, problem: str) -> str:  # noqa: ARG002 - it is a protocol's
-        """Give nothing: the server is its owner's."""
-        return ""
-
-    def log(self) -> str:
-        """Give nothing: the log is its owner's."""
-        return ""
-
     def stop(self) -> None:
         """Drop what this run has made; the next one's sweep has what cannot be dropped now."""
-        conn, made = self._lock, list(self._made)
+        conn = self._lock
         if conn is None:
             return
         with contextlib.suppress(psycopg.OperationalError):
-            for name in made:
+            for name in list(self._made):
                 self.drop_database(name)
             self._drop_common(conn)
         conn.close()
         self._lock = None
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.Connection.connect(
-            **self.spec.conninfo_dict,  # type: ignore[arg-type]
-            autocommit=True,
-        )
+    def _admin(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        return contextlib.nullcontext(self._sweep())
 
     def _sweep(self) -> psycopg.Connection[Any]:
         """Drop, once, the scratch databases of runs that are dead, and only those."""
         if self._lock is not None:
             return self._lock
-        conn = self._connect()
+        conn = connect(self.admin_conninfo())
         try:
             self._refuse_pooler(conn)
             # It lives as long as the run, and waits while another loads the same schema.
@@ -236,7 +206,7 @@ class ConfiguredServer:
         # Another run may sweep at the same time, or somebody be connected: the next tries.
         with claim(conn, run) as dead, contextlib.suppress(psycopg.Error):
             if dead:
-                self._drop(conn, name)
+                drop(conn, name)
 
     def _drop_common(self, conn: psycopg.Connection[Any]) -> None:
         """Drop what the workers of this run share, if this is the last of them."""
@@ -251,39 +221,6 @@ class ConfiguredServer:
         if recipe.lasting:
             return template_name(conn, recipe, self._config)
         return _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
-
-    def _load_template(
-        self, conn: psycopg.Connection[Any], name: str, load: Callable[[str], None]
-    ) -> None:
-        """Load a scratch database, so that one which fails is swept, and rename it."""
-        partial = self.scratch_name("loading")
-        self.create_database(partial)
-        try:
-            load(partial)
-            if seal(conn, partial, name):
-                self._made.remove(partial)
-            else:
-                self.drop_database(partial)
-        except BaseException:
-            with contextlib.suppress(psycopg.Error):  # the server may have gone
-                self.drop_database(partial)
-            raise
-
-    def _copy_settings(self, conn: psycopg.Connection[Any], template: str, name: str) -> None:
-        try:
-            copy_settings(conn, template, name)
-        except SettingError as error:
-            self.drop_database(name)
-            raise ScratchError(
-                f"{self.description}: its role cannot give a copy of the database {template!r} "
-                f"the setting {error}; set it for the role instead (ALTER ROLE … SET)"
-            ) from None
-
-    @staticmethod
-    def _drop(conn: psycopg.Connection[Any], name: str) -> None:
-        conn.execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        )
 
 
 def _scratch_name(run: str, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from .server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from ..databases.recipe import Recipe
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .server import Server
     from .worker import Worker
 
-__all__ = ["Choice", "Launch", "choose", "launch", "start_server"]
+__all__ = ["Choice", "choose", "launch", "start_server"]
 
 # --- the choice ---
 
@@ -95,22 +96,12 @@ def start_server(
         return _configured(options, options.config, worker)
     choice = choose(options)
     if choice.binaries is None:
-        return _contained(options, worker)
-    from .embedded.server import EmbeddedServer
+        from .container.server import start_container
 
-    if worker is None:
-        return EmbeddedServer.start(choice.binaries, recipe=recipe)
-    from .embedded.workers import start_or_join_server
+        return start_container(options.image, worker)
+    from .embedded.workers import start_embedded
 
-    return start_or_join_server(choice.binaries, worker, recipe)
-
-
-def _contained(options: Options, worker: Worker | None) -> Server:
-    from .container.server import ContainerServer, start_or_join_container
-
-    if worker is None:
-        return ContainerServer.start(options.image)
-    return start_or_join_container(options.image, worker)
+    return start_embedded(choice.binaries, recipe, worker)
 
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
@@ -128,43 +119,16 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     return ConfiguredServer(spec, config, str(file), worker, read_with)
 
 
-def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Launch | None:
-    """Begin to start the server that has these schema steps; `None` where there is none to start.
+def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Future[Server] | None:
+    """Start the server that has these schema steps, in a thread: it mostly waits for processes.
 
-    Raises SchemaError.
+    Gives `None` where there is none to start; raises SchemaError.
     """
     if options.config is not None:
         return None
     recipe = recipe_of(resolve_steps(steps, options.rootdir), options.extensions, options.rootdir)
-    return Launch(options, worker, recipe)
-
-
-class Launch:
-    """A server that is being started in a thread, which mostly waits for other processes."""
-
-    def __init__(self, options: Options, worker: Worker | None, recipe: Recipe | None) -> None:
-        self._facts = options, worker, recipe
-        self._server: Server | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="pgmonkey-launch")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._server = start_server(*self._facts)
-        except BaseException as error:
-            self._error = error
-
-    def server(self) -> Server:
-        """Wait for the server; raises what went wrong."""
-        self._thread.join()
-        if self._server is None:
-            assert self._error is not None
-            raise self._error
-        return self._server
-
-    def stop(self) -> None:
-        """Stop the server as soon as it is there."""
-        self._thread.join()
-        if self._server is not None:
-            self._server.stop()
+    thread = ThreadPoolExecutor(1, "pgmonkey-launch")
+    try:
+        return thread.submit(start_server, options, worker, recipe)
+    finally:
+        thread.shutdown(wait=False)

@@ -1,19 +1,46 @@
-"""What a server for tests is, wherever it comes from."""
+"""What a server for tests is, and what servers have in common that belong to one run."""
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from ...errors import PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ..databases.recipe import Recipe
+    from psycopg import Connection
 
-__all__ = ["KeptAddress", "Server", "ServerStartError", "settings_of", "url_of"]
+    from ..databases.recipe import Recipe
+    from .worker import Worker
+
+__all__ = ["ADMIN", "ROLE", "KeptAddress", "OwnServer", "Server", "ServerStartError", "url_of"]
+
+ADMIN: Final = "postgres"
+ROLE: Final = "pgmonkey"
+# Of a server whose data nobody will miss.
+THROWAWAY: Final = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "jit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "log_checkpoints": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
 
 
 class ServerStartError(PGMonkeyError):
@@ -48,7 +75,7 @@ class KeptAddress:
         return cls(dsn, f"psql {quote(dsn)}", place, note)
 
 
-class Server(Protocol):
+class Server(ABC):
     """A running server that tests may use.
 
     `source` is where it comes from (`embedded`, `config` or `container`), `description` says so
@@ -56,86 +83,211 @@ class Server(Protocol):
     that is somebody else's, in which tests may run as it is.
     """
 
-    @property
-    def source(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def existing(self) -> str | None: ...
+    # psycopg is imported by the methods that use it: the server starts meanwhile.
 
+    source: str
+    description: str
+    existing: str | None = None
+    _creation: ClassVar[dict[str, Any]] = {}
+
+    @cached_property
+    def version(self) -> str:
+        from ..databases.commands import connect
+
+        with connect(self.admin_conninfo()) as conn:
+            return str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
+
+    @abstractmethod
     def conninfo(self, dbname: str) -> dict[str, str]:
         """Give libpq's keywords for the tests' role."""
 
-    def admin_conninfo(self, dbname: str = "postgres") -> dict[str, str]:
+    @abstractmethod
+    def admin_conninfo(self, dbname: str = "") -> dict[str, str]:
         """Give libpq's keywords for the role that prepares databases."""
 
+    @abstractmethod
     def config(self, dbname: str) -> dict[str, Any]:
         """Give a configuration as it would stand in a YAML file."""
 
+    @abstractmethod
     def scratch_name(self, name: str) -> str:
         """Give the name of a database that is this process's own."""
 
-    def create_database(self, name: str, template: str | None = None) -> None:
-        """Create a database for the tests' role, empty or a copy of another."""
-
-    def drop_database(self, name: str) -> None:
-        """Drop a database of this run with the sessions that are still in it."""
-
-    def address_after_run(self, name: str) -> KeptAddress:
-        """Tell how a kept database is reached, with no password; raises KeptError."""
-
-    def outlive(self, file: Path) -> None:
-        """Let the server outlive the run as long as a file is there."""
-
-    def rename_database(self, name: str, new_name: str) -> None:
-        """Rename a database of this run, which is no longer the run's, and end its sessions."""
-
+    @abstractmethod
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
         """Give the database that a recipe makes, `None` where each must be loaded by itself.
 
         `load` is called with the name of an empty database by the first who asks.
         """
 
-    def publish(self) -> None:
-        """Let the other workers of the run use the server from now on."""
+    @abstractmethod
+    def address_after_run(self, name: str) -> KeptAddress:
+        """Tell how a kept database is reached, with no password; raises KeptError."""
 
-    def extension_advice(self, name: str, problem: str) -> str:
-        """Say where an extension that cannot be created is to be had, if the kit knows."""
-
-    def log(self) -> str:
-        """Give the last lines that the server wrote, where they can be had."""
-
+    @abstractmethod
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
 
+    @abstractmethod
+    def _admin(self) -> AbstractContextManager[Connection[Any]]:
+        """Give a connection of the role that prepares databases, for a block."""
 
-def settings_of(conninfo: dict[str, str]) -> dict[str, Any]:
-    """Turn libpq's keywords into the sections of a configuration."""
-    return {
-        "connection_settings": {
-            key: int(value) if key == "port" else value for key, value in conninfo.items()
-        }
-    }
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a database for the tests' role, empty or a copy of another."""
+        from ..databases.commands import create
+
+        with self._admin() as conn:
+            create(conn, name, template, **self._creation)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database of this run with the sessions that are still in it."""
+        from ..databases.commands import drop
+
+        with self._admin() as conn:
+            drop(conn, name)
+
+    def rename_database(self, name: str, new_name: str) -> None:
+        """Rename a database of this run, which is no longer the run's, and end its sessions."""
+        from ..databases.commands import rename
+
+        with self._admin() as conn:
+            rename(conn, name, new_name)
+
+    def _load_template(
+        self, conn: Connection[Any], partial: str, name: str, load: Callable[[str], None]
+    ) -> None:
+        """Make a template, which has its name when it is complete."""
+        import psycopg
+
+        from ..databases.commands import seal
+
+        self.create_database(partial)
+        try:
+            load(partial)
+            if not seal(conn, partial, name):
+                self.drop_database(partial)
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # the server may have gone
+                self.drop_database(partial)
+            raise
+
+    # What not every server needs or can
+
+    def outlive(self, file: Path) -> None:  # noqa: B027
+        """Let the server outlive the run as long as a file is there."""
+
+    def publish(self) -> None:  # noqa: B027
+        """Let the other workers of the run use the server from now on."""
+
+    def extension_advice(self, name: str, problem: str) -> str:  # noqa: ARG002
+        """Say where an extension that cannot be created is to be had, if the kit knows."""
+        return ""
+
+    def log(self) -> str:
+        """Give the last lines that the server wrote, where they can be had."""
+        return ""
+
+
+AnyServer = TypeVar("AnyServer", bound="OwnServer")
+
+
+class OwnServer(Server):
+    """A server of the run's own, whose superuser prepares databases that the tests' role owns.
+
+    With a worker it is the whole run's, and each process has databases of its own.
+    """
+
+    _creation: ClassVar = {"owner": ROLE, "unlogged": True}
+    _alone = True
+
+    def __init__(self, worker: Worker | None, description: str) -> None:
+        self._worker = worker
+        self.description = f"{self.source} {description}"
+
+    @classmethod
+    def start(cls: type[AnyServer], *args: Any, **kwargs: Any) -> AnyServer:
+        """Start a server with the tests' role, all or nothing; raises ServerStartError."""
+        server = cls(*args, **kwargs)
+        try:
+            server.bring_up()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    @abstractmethod
+    def bring_up(self) -> None:
+        """Start the server, and make the tests' role."""
+
+    @abstractmethod
+    def _conninfo(self, user: str, dbname: str) -> dict[str, str]:
+        """Give libpq's keywords for a role."""
+
+    @abstractmethod
+    def _publish_to(self, worker: Worker) -> None:
+        """Let the other workers of a run find the server, which ends with their controller."""
+
+    def _save_template(self, recipe: Recipe) -> None:
+        """Save the server's data with a template for later runs, where that can be done."""
+
+    def conninfo(self, dbname: str) -> dict[str, str]:
+        return self._conninfo(ROLE, dbname)
+
+    def admin_conninfo(self, dbname: str = "") -> dict[str, str]:
+        return self._conninfo(ADMIN, dbname or ADMIN)
+
+    def config(self, dbname: str) -> dict[str, Any]:
+        conninfo = self.conninfo(dbname)
+        return {"connection_settings": {**conninfo, "port": int(conninfo["port"])}}
+
+    def scratch_name(self, name: str) -> str:
+        return f"{name}_{self._worker.name}" if self._worker else name
+
+    def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
+        from ..databases.advisory_locks import exclusive
+
+        with self._admin() as conn, exclusive(conn, recipe.name):
+            query = "SELECT FROM pg_catalog.pg_database WHERE datname = %s"
+            found = conn.execute(query, [recipe.name]).fetchone()
+            if found is None:
+                self._load_template(conn, f"{recipe.name}_partial", recipe.name, load)
+        if found is None and self._alone:
+            self._save_template(recipe)
+        return recipe.name
+
+    def publish(self) -> None:
+        if self._alone and self._worker is not None:
+            self._publish_to(self._worker)
+        self._alone = False  # others expect it not to be stopped and started
+
+    def _make_role(self, password: str | None) -> None:
+        """Make the role of the tests, which owns their databases and is no superuser."""
+        from psycopg import sql
+
+        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        with self._admin() as conn:
+            conn.execute(statement.format(sql.Identifier(ROLE), sql.Literal(password)))
+
+    def _admin(self) -> Connection[Any]:
+        from ..databases.commands import connect
+
+        return connect(self.admin_conninfo())
 
 
 def url_of(conninfo: dict[str, str]) -> str:
     """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
     from urllib.parse import quote, urlencode
 
-    rest = dict(conninfo)
-    user, password = rest.pop("user", ""), rest.pop("password", None)
-    host, port, dbname = rest.pop("host", ""), rest.pop("port", ""), rest.pop("dbname", "")
-    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
-    address = host
-    if host.startswith("/") or "," in host or not host:
-        # A socket's directory cannot stand where a host name does.
-        rest = {"host": host, **({"port": port} if port else {}), **rest}
-        address = port = ""
-    elif ":" in host:
-        address = f"[{host}]"
-    address += f":{port}" if port else ""
-    query = f"?{urlencode({k: v for k, v in rest.items() if v}, quote_via=quote)}" if rest else ""
-    at = "@" if login else ""
-    return f"postgresql://{login}{at}{address}/{quote(dbname, safe='')}{query}"
+    rest = {key: value for key, value in conninfo.items() if value}
+    user, password, dbname = (
+        quote(rest.pop(k, ""), safe="") for k in ("user", "password", "dbname")
+    )
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    address, host = "", rest.get("host", "")
+    # A socket's directory cannot stand where a host name does, nor can several hosts.
+    if host and not host.startswith("/") and "," not in host:
+        del rest["host"]
+        port = rest.pop("port", "")
+        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
+    return f"postgresql://{login}{address}/{dbname}{query}"

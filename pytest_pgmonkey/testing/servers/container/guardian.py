@@ -1,90 +1,56 @@
-"""A small process that removes a run's container once pytest is gone, however it went.
-
-It is run as a script by `watcher.py`, isolated. Each line that it reads is a JSON array:
-`["path", directories]` says where to import from, `["made", name]` that the container exists,
-`["run", pid]` that it shall live as long as that process, the controller of a run whose workers
-share it, and `["done"]` that pytest has removed it.
-"""
+"""The guardian of a container: removes it once pytest is gone, however it went."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import sys
-import threading
 import time
 from typing import Any
 
+from ....kept_databases import names_in
+from .. import guardian
+
 ATTEMPT = "pytest-pgmonkey.attempt"
 SUPERUSER = "postgres"
-PARENT_POLL = 0.25
-STAY_POLL = 1.0
 REMOVE_POLL = 0.2
 REMOVE_LIMIT = 60.0
 LATE_LIMIT = 15.0
 
 
-class Watch:
-    """What pytest has said, and whether it is still there."""
+class Guardian(guardian.Guardian):
+    """What pytest has said of the container, and whether it is to be removed."""
 
-    def __init__(self, parent: int) -> None:
-        self.parent = parent
-        self.run = 0
-        self.made = ""
-        self.done = False
-        self._closed = threading.Event()
-
-    def listen(self) -> None:
-        """Read until pytest closes the pipe, or the end of the process does."""
-        with contextlib.suppress(ValueError):
-            for line in sys.stdin:
-                verb, *arguments = json.loads(line)
-                getattr(self, f"do_{verb}")(*arguments)
-        self._closed.set()
-
-    def do_path(self, directories: list[str]) -> None:
-        sys.path[:] = directories
+    def __init__(self, parent: str, attempt: str) -> None:
+        super().__init__(parent)
+        self._attempt = attempt
+        self._made = ""
+        self._done = False
+        self._kept: set[str] = set()
 
     def do_made(self, name: str) -> None:
-        self.made = name
-
-    def do_run(self, pid: int) -> None:
-        self.run = pid
+        """Note that the container exists."""
+        self._made = name
 
     def do_done(self) -> None:
-        self.done = True
+        """Note that pytest has removed it."""
+        self._done = True
 
-    def wait(self) -> None:
-        """Wait for the end of pytest, also where a fork of it holds the pipe open."""
-        while not self.run and not self._closed.wait(PARENT_POLL):
-            if os.getppid() != self.parent:
-                return
-        if self.run:
-            self._wait_for_run()
-
-    def _wait_for_run(self) -> None:
-        from pytest_pgmonkey.testing.servers.embedded.guardian import is_alive
-
-        while is_alive(self.run):
-            time.sleep(PARENT_POLL)
-
-    def stay(self) -> None:
-        """Wait as long as a database of a failed test is kept in the container."""
+    def is_kept(self) -> bool:
+        """Tell whether databases are kept in it; those that no longer are are dropped."""
+        if self._done or not self._made:
+            return False
         try:
             from testcontainers.core import docker_client  # noqa: F401 - it may be uninstalled
-
-            from pytest_pgmonkey.kept_databases import names_in
         except ImportError:
-            return
-        names = names_in(self.made)
-        while names:
-            time.sleep(STAY_POLL)
-            left = names_in(self.made)
-            for name in names - left if left else ():
-                drop(self.made, name)
-            names = left
+            return False
+        left = names_in(self._made)
+        for name in self._kept - left if left else ():
+            drop(self._made, name)
+        self._kept = left
+        return bool(left)
+
+    def clean_up(self) -> None:
+        if not self._done:
+            remove_for_long(self._attempt, made=bool(self._made))
 
 
 def drop(container: str, name: str) -> None:
@@ -142,28 +108,3 @@ def remove_container(api: Any, container: str) -> None:
     except APIError as error:
         if error.status_code not in (404, 409):
             raise
-
-
-def set_signals(handler: Any) -> None:
-    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), handler)
-
-
-def main(parent: str, attempt: str) -> None:
-    watch = Watch(int(parent))
-    set_signals(lambda *_: sys.exit(0))
-    try:
-        threading.Thread(target=watch.listen, daemon=True).start()
-        watch.wait()
-        if watch.made and not watch.done:
-            watch.stay()
-    finally:
-        set_signals(signal.SIG_IGN)
-        if not watch.done:
-            remove_for_long(attempt, made=bool(watch.made))
-        os._exit(0)  # the thread may hold stdin, for which the interpreter would wait
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

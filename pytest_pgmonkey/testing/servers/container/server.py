@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,15 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ....kept_databases import names_in
 from ....processes import is_dead, process_name
 from ....secrets import redact_text
-from ..own_server import ADMIN, ROLE, THROWAWAY, OwnServer
-from ..server import KeptAddress, ServerStartError
+from ..guard import Guard
+from ..server import ADMIN, ROLE, THROWAWAY, KeptAddress, OwnServer, ServerStartError
 from . import guardian
 from .engine import engine_command, engine_errors, find_engine, image_prefix
-from .watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from docker.models.containers import Container
     from docker.models.images import Image
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..worker import Worker
 
-__all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_or_join_container"]
+__all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_container"]
 
 DEFAULT_IMAGE: Final = "postgres:18"
 OWNER: Final = "pytest-pgmonkey.owner"
@@ -69,49 +68,24 @@ class ContainerServer(OwnServer):
 
     source = "container"
 
-    def __init__(
-        self,
-        image: str | None = None,
-        *,
-        settings: Mapping[str, str] | None = None,
-        worker: Worker | None = None,
-    ) -> None:
-        self._client = find_engine()
+    def __init__(self, image: str | None = None, worker: Worker | None = None) -> None:
         self.image = image_prefix() + (image or DEFAULT_IMAGE)
-        self._settings = {**SETTINGS, **(settings or {})}
-        self._worker = worker
+        super().__init__(worker, self.image)
+        self._client = find_engine()
         self._secret = worker.run if worker else secrets.token_hex(16)
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
         self._attempt = secrets.token_hex(16)
         self._undecided = False
-        self._watcher: Watcher | None = None
+        self._guard: Guard | None = None
         self._address = ("", _PORT)
-        self._version = ""
-
-    @classmethod
-    def start(
-        cls,
-        image: str | None = None,
-        *,
-        settings: Mapping[str, str] | None = None,
-        worker: Worker | None = None,
-    ) -> ContainerServer:
-        """Make a container and wait until its server answers; raises ServerStartError."""
-        server = cls(image, settings=settings, worker=worker)
-        try:
-            server.bring_up()
-        except BaseException:
-            server.stop()
-            raise
-        return server
 
     def bring_up(self) -> None:
         """Make the container, wait for its server, make the tests' role."""
         image = self._find_image()
-        self._watcher = Watcher(self._attempt)
+        self._guard = Guard(guardian, self._attempt, path=sys.path)
         with engine_errors(f"The container of {self.image} does not start"):
             container = self._make(image)
-            self._watcher.tell("made", self.name)
+            self._guard.tell("made", self.name)
             container.start()
             self._sweep()  # while its server starts
             self._await_answer(container)
@@ -121,46 +95,18 @@ class ContainerServer(OwnServer):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} of {self.image}>"
 
-    @property
-    def description(self) -> str:
-        return f"container {self.image}"
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @property
-    def major(self) -> int:
-        return int(self._version.partition(".")[0])
-
-    def scratch_name(self, name: str) -> str:
-        """Give the name of a database for tests, of each worker its own."""
-        return f"{name}_{self._worker.name}" if self._worker else name
-
-    def publish(self) -> None:
-        """Let the other workers of the run use the server, which ends with their controller."""
-        from psycopg import sql
-
-        if self._alone and self._worker is not None and self._watcher is not None:
-            self._watcher.tell("run", self._worker.controller)
-            self._execute(
-                sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(ROLE), _PUBLISHED)
-            )
-        super().publish()
-
     def stop(self) -> None:
         """Remove the container; does nothing in a fork, a second time, or if others share it."""
-        watcher, self._watcher = self._watcher, None
+        guard, self._guard = self._guard, None
         try:
-            if watcher is None:
+            if guard is None:
                 return
             shared = self._worker is not None and not self._alone
-            if watcher.is_foreign or shared or names_in(self.name):
-                watcher.leave()
-            elif self._remove():
-                watcher.dismiss()
+            if guard.is_foreign or shared or names_in(self.name) or not self._remove():
+                guard.leave()  # it goes on trying
             else:
-                watcher.leave()  # it goes on trying
+                guard.tell("done")
+                guard.end()
         finally:
             self._client.client.close()
 
@@ -179,9 +125,6 @@ class ContainerServer(OwnServer):
             psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
             note=f"{ADMIN}'s password: {run} {self.name} sh -c 'echo $POSTGRES_PASSWORD'",
         )
-
-    def outlive(self, file: Path) -> None:
-        """Leave it to the process that guards the container, which looks for such files itself."""
 
     def join(self) -> bool:
         """Wait for the container that another worker makes; tell whether it has published it."""
@@ -227,14 +170,18 @@ class ContainerServer(OwnServer):
 
     def _connect(self) -> Connection[Any]:
         """Connect while it is not known whether anybody answers."""
-        import psycopg
+        from ...databases.commands import connect
 
-        conn = psycopg.connect(
-            **self.admin_conninfo(),  # type: ignore[arg-type]
-            connect_timeout=CONNECT_LIMIT,
-        )
-        self._version = str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
-        return conn
+        return connect({**self.admin_conninfo(), "connect_timeout": CONNECT_LIMIT})
+
+    def _publish_to(self, worker: Worker) -> None:
+        from psycopg import sql
+
+        if self._guard is not None:
+            self._guard.tell("publish", worker.controller)
+        statement = sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(ROLE), _PUBLISHED)
+        with self._admin() as conn:
+            conn.execute(statement)
 
     def _derive(self, what: str) -> str:
         """Give a name or a password that every worker of the run knows, and nobody else."""
@@ -283,7 +230,7 @@ class ContainerServer(OwnServer):
         volumes = image.attrs["Config"].get("Volumes") or ()
         return self._client.client.containers.create(
             self.image,
-            ["postgres", *_arguments(self._settings)],
+            ["postgres", *_arguments()],
             name=self.name,
             environment={
                 "POSTGRES_USER": ADMIN,
@@ -295,7 +242,7 @@ class ContainerServer(OwnServer):
             labels={
                 guardian.ATTEMPT: self._attempt,
                 OWNER: process_name(self._worker.controller if self._worker else os.getpid()),
-                GUARDIAN: process_name(self._watcher.pid) if self._watcher else "",
+                GUARDIAN: process_name(self._guard.pid) if self._guard else "",
             },
             **self._network(),
         )
@@ -423,23 +370,15 @@ class _Patience:
         return ""
 
 
-def start_or_join_container(image: str | None, worker: Worker) -> ContainerServer:
-    """Start the container of this run, or wait for the worker that does."""
+def start_container(image: str | None, worker: Worker | None) -> ContainerServer:
+    """Start a container; that of a worker's run, or wait for another worker that does."""
     while True:
-        if server := _start(image, worker) or _join(image, worker):
-            return server
-
-
-def _start(image: str | None, worker: Worker) -> ContainerServer | None:
-    try:
-        return ContainerServer.start(image, worker=worker)
-    except ContainerTakenError:
-        return None
-
-
-def _join(image: str | None, worker: Worker) -> ContainerServer | None:
-    server = ContainerServer(image, worker=worker)
-    return server if server.join() else None
+        try:
+            return ContainerServer.start(image, worker)
+        except ContainerTakenError:
+            server = ContainerServer(image, worker)
+            if server.join():
+                return server
 
 
 def says_ready(log: str) -> bool:
@@ -448,6 +387,6 @@ def says_ready(log: str) -> bool:
     return bool(listening) and "ready to accept connections" in rest
 
 
-def _arguments(settings: Mapping[str, str]) -> Iterator[str]:
-    for name, value in settings.items():
+def _arguments() -> Iterator[str]:
+    for name, value in SETTINGS.items():
         yield from ("-c", f"{name}={value}")

@@ -14,13 +14,12 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from ....caches import locked, partial_directory, private_cache
-from .guardian import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["can_save", "discard", "find", "key_of", "save"]
+__all__ = ["can_save", "discard", "find", "key_of", "pack", "save"]
 
 FORMAT: Final = 2
 LIMIT: Final = 6
@@ -63,6 +62,31 @@ def save(key: str, data: Path) -> threading.Thread | None:
     writing = threading.Thread(target=_store, args=(key, content), name="pgmonkey-save")
     writing.start()
     return writing
+
+
+def pack(source: str) -> list[bytes]:
+    """Give a directory of plain files as one file: an index in its first line, then the contents.
+
+    A disk takes one large file many times faster than a thousand small ones.
+    """
+    found = list(_walk(source, ""))
+    index = [(name, None if content is None else len(content)) for name, content in found]
+    return [json.dumps(index).encode() + b"\n", *(content for _, content in found if content)]
+
+
+def _walk(source: str, prefix: str) -> Iterator[tuple[str, bytes | None]]:
+    """Give directories and what is in their files, in the order in which they can be made."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield name, None
+                yield from _walk(entry.path, f"{name}/")
+            elif entry.is_file(follow_symlinks=False):
+                with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123 - a thousand files
+                    yield name, file.read()
+            else:
+                raise OSError(f"{entry.path} is neither a file nor a directory")
 
 
 def discard(file: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ....kept_databases import KeptError
-from ..own_server import ADMIN, ROLE, THROWAWAY, OwnServer
-from ..server import KeptAddress, ServerStartError
+from ..server import ADMIN, ROLE, THROWAWAY, KeptAddress, OwnServer, ServerStartError
 from . import guardian, saved_clusters
 from .directories import ON_WINDOWS, choose_directories
 from .extensions import extension_advice, extension_versions
@@ -18,87 +18,56 @@ from .unprivileged import make_reachable, unprivileged_uid
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ...databases.recipe import Recipe
+    from ..worker import Worker
     from .binaries import Binaries
 
-__all__ = ["ADMIN", "ROLE", "EmbeddedServer"]
-
+__all__ = ["ROLE", "EmbeddedServer"]
 
 LOCALE_C = ["--locale=C"]
-
-AnyServer = TypeVar("AnyServer", bound="EmbeddedServer")
 
 
 class EmbeddedServer(OwnServer):
     """A server that listens on a Unix socket in a directory that only its user can enter.
 
-    On Windows it listens on the loopback with a random password; that is unverified.
+    On Windows it listens on the loopback with a random password; that is unverified. It has the
+    template of a recipe from the start where an earlier run has saved it.
     """
 
     source = "embedded"
     _saving: threading.Thread | None = None
 
     def __init__(
-        self, binaries: Binaries, *, settings: Mapping[str, str] | None = None, name: str = ""
+        self, binaries: Binaries, recipe: Recipe | None = None, worker: Worker | None = None
     ) -> None:
+        super().__init__(worker, f"({binaries.origin})")
         uid = unprivileged_uid()
         self.binaries = make_reachable(binaries, uid)
         self.port = _free_port() if ON_WINDOWS else "5432"
+        self._recipe = recipe
         self._password = secrets.token_urlsafe(16) if ON_WINDOWS else None
-        self._settings = dict(settings or {})
-        self.guarded = GuardedProcess(choose_directories(uid, name), uid)
+        self.guarded = GuardedProcess(choose_directories(uid, worker.run if worker else ""), uid)
+        self.home = self.guarded.home
         self.socket_directory = self.guarded.directories[-1]
 
-    @classmethod
-    def start(
-        cls: type[AnyServer],
-        binaries: Binaries,
-        *,
-        settings: Mapping[str, str] | None = None,
-        recipe: Recipe | None = None,
-    ) -> AnyServer:
-        """Start a server with the tests' role, and the recipe's template if one was saved."""
-        server = cls(binaries, settings=settings)
-        server.bring_up(recipe)
-        return server
-
-    def bring_up(self, recipe: Recipe | None = None) -> None:
-        """Make a cluster or copy one that was saved, and start its server; all or nothing."""
-        try:
-            if recipe is None or not self._start_saved(self._key(recipe)):
-                if not self._start_saved(self._key()):
-                    self.make_new_cluster()
-                    self.start_postmaster()
-                self.make_role()
-        except BaseException:
-            self.stop()
-            raise
+    def bring_up(self) -> None:
+        """Copy a data directory that was saved, or make one, and start its server."""
+        if self._recipe is not None and self._start_saved(self._key(self._recipe)):
+            return
+        if not self._start_saved(self._key()):
+            self.make_cluster()
+            if key := self._key():
+                self._saving = saved_clusters.save(key, self.guarded.data)
+            self.start_postmaster()
+        self._make_role(self._password)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.binaries.origin} at {self.socket_directory}>"
 
-    @property
-    def description(self) -> str:
-        return f"{self.source} ({self.binaries.origin})"
-
-    @property
-    def version(self) -> str:
-        return self.binaries.version
-
-    @property
-    def major(self) -> int:
-        return self.binaries.major
-
-    @property
-    def home(self) -> Path:
-        """The directory of the server, which its guardian looks at."""
-        return self.guarded.home
-
     def log(self) -> str:
-        """Give the last lines that the server wrote."""
         return read_log(self.home)
 
     def address_after_run(self, name: str) -> KeptAddress:
@@ -116,25 +85,10 @@ class EmbeddedServer(OwnServer):
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
         self.guarded.end()
-        self.finish_saving()
-
-    def finish_saving(self) -> None:
-        """Wait until what later runs start from is written."""
         if self._saving is not None:
             self._saving.join()
 
     def make_cluster(self) -> None:
-        """Make the data directory, by a copy where one was saved."""
-        if not self._copy_saved(self._key()):
-            self.make_new_cluster()
-
-    def make_new_cluster(self) -> None:
-        """Make the data directory anew, and save it for later runs."""
-        self.run_initdb()
-        if key := self._key():
-            self._saving = saved_clusters.save(key, self.guarded.data)
-
-    def run_initdb(self) -> None:
         """Make the data directory with initdb."""
         for attempt in initdb_options(self.binaries.major):
             shutil.rmtree(self.guarded.data, ignore_errors=True)
@@ -143,18 +97,27 @@ class EmbeddedServer(OwnServer):
                 return
         raise ServerStartError(
             f"initdb of {self.binaries.origin} failed with exit code {code}.{nameless_user()}",
-            log=self.guarded.log(),
+            log=self.log(),
         )
 
     def start_postmaster(self) -> None:
         """Start the server on its data directory and wait until it accepts connections."""
-        if not self.guarded.start(*self._command()):
+        command = [str(self.binaries.program("postgres")), "-D", str(self.guarded.data)]
+        for name, value in self.settings().items():
+            command += ["-c", f"{name}={value}"]
+        if not self.guarded.ask("start", *command):
             raise ServerStartError(
-                f"The server of {self.binaries.origin} does not start.", log=self.guarded.log()
+                f"The server of {self.binaries.origin} does not start.", log=self.log()
             )
 
-    def make_role(self) -> None:
-        self._make_role(self._password)
+    def settings(self) -> dict[str, str]:
+        """Give the settings that the server is started with."""
+        return {
+            **throwaway_settings(self.binaries.major),
+            "port": self.port,
+            "listen_addresses": "127.0.0.1" if ON_WINDOWS else "",
+            "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
+        }
 
     def _key(self, recipe: Recipe | None = None) -> str:
         """Name what a data directory is made from, empty where it must not be saved."""
@@ -171,59 +134,44 @@ class EmbeddedServer(OwnServer):
             facts += extension_versions(self.binaries)
         return saved_clusters.key_of(facts)
 
-    def _copy_saved(self, key: str) -> bool:
+    def _start_saved(self, key: str) -> bool:
+        """Start on a copy of a saved data directory; one that does not start is removed."""
         found = saved_clusters.find(key) if key else None
         if found is None:
             return False
-        if self.guarded.unpack(found):
-            return True
+        if self.guarded.ask("unpack", str(found)):
+            with contextlib.suppress(ServerStartError):
+                self.start_postmaster()
+                return True
         saved_clusters.discard(found)
         return False
-
-    def _start_saved(self, key: str) -> bool:
-        """Start on a copy of a saved data directory; one that does not start is removed."""
-        if not self._copy_saved(key):
-            return False
-        try:
-            self.start_postmaster()
-        except ServerStartError:
-            if found := saved_clusters.find(key):
-                saved_clusters.discard(found)
-            return False
-        return True
 
     def _save_template(self, recipe: Recipe) -> None:
         """Save the data directory, for which the server has to be down for a moment."""
         if (key := self._key(recipe)) and saved_clusters.can_save():
-            self.guarded.halt("SIGINT")
+            self.guarded.ask("halt", "SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
-                self.finish_saving()
+                if self._saving is not None:
+                    self._saving.join()
                 self._saving = saved_clusters.save(key, self.guarded.data)
             self.start_postmaster()
 
+    def _publish_to(self, worker: Worker) -> None:
+        self.guarded.ask("publish", worker.controller)
+        self.guarded.ask("write", guardian.PUBLISHED, str(self.socket_directory))
+        self.guarded.leave()
+
     def _initdb(self, options: list[str]) -> int:
-        command = [str(self.binaries.program("initdb")), "-D", str(self.guarded.data), *options]
+        program = str(self.binaries.program("initdb"))
+        command = ["run", program, "-D", str(self.guarded.data), *options]
         if self._password is None:
-            return self.guarded.run(*command, "--auth=trust")
-        file = self.guarded.home / "password"
+            return int(self.guarded.ask(*command, "--auth=trust"))
+        file = self.home / "password"
         file.write_text(self._password, "utf-8")
         try:
-            return self.guarded.run(*command, "--auth=scram-sha-256", f"--pwfile={file}")
+            return int(self.guarded.ask(*command, "--auth=scram-sha-256", f"--pwfile={file}"))
         finally:
             file.unlink()
-
-    def _command(self) -> list[str]:
-        settings = {
-            **throwaway_settings(self.binaries.major),
-            "port": self.port,
-            "listen_addresses": "127.0.0.1" if ON_WINDOWS else "",
-            "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
-            **self._settings,
-        }
-        command = [str(self.binaries.program("postgres")), "-D", str(self.guarded.data)]
-        for name, value in settings.items():
-            command += ["-c", f"{name}={value}"]
-        return command
 
     def _conninfo(self, user: str, dbname: str) -> dict[str, str]:
         host = "127.0.0.1" if ON_WINDOWS else str(self.socket_directory)

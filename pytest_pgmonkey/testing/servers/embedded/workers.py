@@ -1,21 +1,20 @@
 """One embedded server for all the workers of a pytest-xdist run.
 
 Its directory has a name that only the run knows, so that making it decides which worker starts
-the server; the others wait for the facts that it publishes. The controller ends it.
+the server; the others wait until it is published. The controller ends it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..server import ServerStartError
+from ..guardian import is_alive
+from ..server import OwnServer, ServerStartError
 from . import guardian
 from .directories import homes
 from .guarded_process import DirectoryTakenError
@@ -26,78 +25,51 @@ if TYPE_CHECKING:
     from ..worker import Worker
     from .binaries import Binaries
 
-__all__ = ["end_run", "start_or_join_server"]
+__all__ = ["end_run", "start_embedded"]
 
 _POLL: Final = 0.01
 _PATIENCE: Final = 10.0
 
 
-class RunServer(EmbeddedServer):
-    """The server of a run, in the worker that has started it."""
-
-    def __init__(self, binaries: Binaries, worker: Worker) -> None:
-        self._worker = worker
-        super().__init__(binaries, name=worker.run)
-
-    def scratch_name(self, name: str) -> str:
-        return f"{name}_{self._worker.name}"
-
-    def publish(self) -> None:
-        if self._alone:
-            super().publish()
-            facts = {"version": self.version, "socket_directory": str(self.socket_directory)}
-            self.guarded.publish(self._worker.controller, facts)
-
-    def stop(self) -> None:
-        if self._alone:
-            super().stop()
-        self.finish_saving()
-
-
 class JoinedServer(EmbeddedServer):
-    """The server of a run, in the other workers."""
+    """The server of a run, in the workers that have not started it."""
 
     def __init__(
-        self, binaries: Binaries, worker: Worker, home: Path, facts: dict[str, str]
+        self, binaries: Binaries, worker: Worker, home: Path, socket_directory: Path
     ) -> None:
-        self._worker = worker
-        self._home = home
-        self.binaries = replace(binaries, known_version=facts["version"])
-        self.socket_directory = Path(facts["socket_directory"])
+        OwnServer.__init__(self, worker, f"({binaries.origin})")
+        self.binaries = binaries
+        self.home = home
+        self.socket_directory = socket_directory
         self.port = "5432"
         self._password = None
         self._alone = False
-
-    def scratch_name(self, name: str) -> str:
-        return f"{name}_{self._worker.name}"
-
-    @property
-    def home(self) -> Path:
-        return self._home
 
     def stop(self) -> None:
         """Leave it to the other workers."""
 
 
-def start_or_join_server(
-    binaries: Binaries, worker: Worker, recipe: Recipe | None
+def start_embedded(
+    binaries: Binaries, recipe: Recipe | None, worker: Worker | None
 ) -> EmbeddedServer:
-    """Start the server of this run, or wait for the worker that does; raises ServerStartError."""
+    """Start a server; that of a worker's run, or wait for another worker that does.
+
+    Raises ServerStartError.
+    """
+    if worker is None:
+        return EmbeddedServer.start(binaries, recipe)
     deadline = time.monotonic() + _PATIENCE
     while True:
         home = next(filter(_is_home, homes(worker.run)), None)
         if home is None:
             try:
-                server = RunServer(binaries, worker)
+                return EmbeddedServer.start(binaries, recipe, worker)
             except DirectoryTakenError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
-            else:
-                server.bring_up(recipe)
-                return server
-        elif facts := _await_facts(home):
-            return JoinedServer(binaries, worker, home, facts)
+        elif published := _await_publication(home):
+            return JoinedServer(binaries, worker, home, Path(published))
         else:
             deadline = time.monotonic() + _PATIENCE
 
@@ -107,24 +79,26 @@ def _is_home(directory: Path) -> bool:
     return (directory / guardian.PID).exists()
 
 
-def _await_facts(home: Path) -> dict[str, str] | None:
-    """Wait for the facts of a server; gives `None` where its directory went instead."""
+def _await_publication(home: Path) -> str:
+    """Wait until a server is published, and give its socket's directory.
+
+    Gives nothing where the home went instead.
+    """
     while home.is_dir():
         with contextlib.suppress(FileNotFoundError):
-            facts: dict[str, str] = json.loads((home / guardian.PUBLISHED).read_text("utf-8"))
-            return facts
+            return (home / guardian.PUBLISHED).read_text("utf-8")
         if not _guardian_lives(home) and home.is_dir():
             raise ServerStartError(
                 "The embedded server of this run cannot be had: the process that guards it was"
                 " killed."
             )
         time.sleep(_POLL)
-    return None
+    return ""
 
 
 def _guardian_lives(home: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return guardian.is_alive(int((home / guardian.PID).read_text("ascii")))
+        return is_alive(int((home / guardian.PID).read_text("ascii")))
     return False
 
 
