@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pytest_pgmonkey import PGConnectionManager, SandboxError
 from .twins import Boom, World
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
 SLOTS = 2
 BORROWS = 6
@@ -380,15 +380,17 @@ class Run:
         cursor = held.conn.cursor()
         context = cursor.copy("COPY t FROM STDIN")
         copy = await call(enter(context)())
-        await call(copy.write_row((number, "copied")))
+        async with closing(context):
+            await call(copy.write_row((number, "copied")))
         await self._exit(context, with_error)
         self.world.note(cursor.rowcount, cursor.statusmessage)
 
     async def copy_out(self, held: Slot) -> None:
         context = held.conn.cursor().copy("COPY (SELECT n FROM t ORDER BY n) TO STDOUT")
         copy = await call(enter(context)())
-        while (row := await call(copy.read_row())) is not None:
-            self.world.note(row)
+        async with closing(context):
+            while (row := await call(copy.read_row())) is not None:
+                self.world.note(row)
         await self._exit(context, False)
 
     async def stream(self, held: Slot, fails: bool) -> None:
@@ -549,6 +551,16 @@ class LoopsRun(SharedRun):
         for slot, handle in self._handles.items():
             await self.hands.do(slot, handle.disconnect())
         await super().end()
+
+
+@asynccontextmanager
+async def closing(context: Any) -> AsyncIterator[None]:
+    """Leave a context with the error that ends the block: a COPY holds its connection's lock."""
+    try:
+        yield
+    except Exception as error:
+        await call(exit_(context)(type(error), error, error.__traceback__))
+        raise
 
 
 def enter(context: Any) -> Any:

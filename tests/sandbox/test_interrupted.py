@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -37,15 +37,19 @@ def tidied() -> Iterator[None]:
     gc.collect()
 
 
+INTERRUPTIONS = (KeyboardInterrupt, AlarmError)
+MOST = 3
 INTERRUPTED = int(os.environ.get("PGMONKEY_INTERRUPTED", "160"))
 #: What a test may be told: whatever it was, it has happened in the test itself.
 TOLD = ("did not end, so", "hit the sandbox between", "closed the test's connection")
 
 
-@contextmanager
-def interruptions(twins: Twins, how: str, moments: list[float]) -> Iterator[None]:
-    """Interrupt the main thread at these distances in seconds, for the length of a block."""
+def run_interrupted(
+    twins: Twins, type_: str, steps: list[Step], how: str, moments: list[float]
+) -> None:
+    """Run a program, and interrupt the main thread at these distances in seconds."""
     left = list(moments)
+    over: list[bool] = []
     pid = twins.sandbox.backend.backend_pid
     before = signal.getsignal(signal.SIGALRM)
 
@@ -53,11 +57,13 @@ def interruptions(twins: Twins, how: str, moments: list[float]) -> Iterator[None
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def ring(_: int, frame: FrameType | None) -> None:
-        while frame is not None:
+        while frame is not None and not over:
             if frame.f_code.co_name in SWALLOWING:
                 arm(0.001)
                 return
             frame = frame.f_back
+        if over:
+            return
         if how == "cancel":
             twins.admins[True].execute("SELECT pg_cancel_backend(%s)", [pid])
         if left:
@@ -66,13 +72,22 @@ def interruptions(twins: Twins, how: str, moments: list[float]) -> Iterator[None
             raise KeyboardInterrupt if how == "interrupt" else AlarmError
 
     signal.signal(signal.SIGALRM, ring)
+    # As deep as there are moments: one can come while the last is caught.
     try:
-        arm(left.pop())
-        with suppress(KeyboardInterrupt, AlarmError):
-            yield
-    finally:
-        arm(0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            try:
+                arm(left.pop())
+                run(twins, type_, steps)
+            except INTERRUPTIONS:
+                pass
+            over.append(True)
+        except INTERRUPTIONS:
+            pass
+        over.append(True)
+    except INTERRUPTIONS:
+        over.append(True)
+    arm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def run(twins: Twins, type_: str, steps: list[Step]) -> None:
@@ -96,7 +111,7 @@ def judge(twins: Twins) -> None:
     assert next_test_is_well(twins)
 
 
-moments = st.lists(st.floats(0.0002, 0.02), min_size=1, max_size=3)
+moments = st.lists(st.floats(0.0002, 0.02), min_size=1, max_size=MOST)
 untidy = pytest.mark.filterwarnings(
     "ignore::ResourceWarning",
     "ignore::RuntimeWarning",
@@ -112,8 +127,7 @@ def test_interrupted(
     own: Twins, type_: str, steps: list[Step], how: str, moments: list[float]
 ) -> None:
     """A time-out by signal and Ctrl-C, once and again while the first is dealt with."""
-    with interruptions(own, how, moments):
-        run(own, type_, steps)
+    run_interrupted(own, type_, steps, how, moments)
     judge(own)
 
 
@@ -124,8 +138,7 @@ def test_cancelled_from_outside(
     own: Twins, type_: str, steps: list[Step], moments: list[float]
 ) -> None:
     """`pg_cancel_backend()` by another session, at any moment."""
-    with interruptions(own, "cancel", moments):
-        run(own, type_, steps)
+    run_interrupted(own, type_, steps, "cancel", moments)
     judge(own)
 
 

@@ -139,6 +139,8 @@ class Backend:
         """What was rolled back unasked, as a sentence for the test's report."""
         self.expects_cancels = False
         """Whether somebody has cancelled, or can be about to, from outside."""
+        self.cancels_under_way = 0
+        """Cancel requests of ours that were sent, and are not yet known to have arrived."""
         self.unsettled = False
         """Whether one of our own lines was interrupted, so that our notes may be wrong."""
         self.last_place: Place | None = None
@@ -511,7 +513,10 @@ class Backend:
     def interrupt(self) -> None:
         """End what was left in the middle: a statement, a COPY, a stream, a pipeline."""
         self._posted, self._backlog = None, []
-        if not self.dead and not drain(self.root, _PATIENCE):
+        self.cancels_under_way += 1
+        at_rest = self.dead or drain(self.root, _PATIENCE)
+        self.cancels_under_way -= 1
+        if not at_rest:
             # Nobody can use it any more: libpq would mix up whose answers come.
             self.lost = "what the test had left running did not end, so its session was ended"
             self.pgconn.finish()

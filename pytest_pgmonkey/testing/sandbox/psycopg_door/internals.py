@@ -69,6 +69,7 @@ _OPERATIONS: Final = {
     (BaseConnection, "_set_deferrable_gen"): (LOCAL, ""),
 }
 _OVERRIDDEN: Final = (
+    "_cancel_gen",
     "_check_connection_ok",
     "_check_intrans_gen",
     "_check_tpc",
