@@ -24,13 +24,15 @@ __all__ = ["Guard", "GuardError"]
 class GuardError(ServerStartError):
     """A guardian is gone, or cannot do what it is asked for; `kind` names the type of its error."""
 
-    def __init__(self, problem: str, kind: str = "") -> None:
+    def __init__(self, problem: str, kind: str, log: str) -> None:
+        super().__init__(problem, log=log)
         self.kind = kind
-        super().__init__(problem)
 
 
 class Guard:
     """The process of a guardian, which is a module's class of this name."""
+
+    guarded = "container"
 
     def __init__(self, guardian: ModuleType, *facts: object, path: Iterable[str]) -> None:
         self._owner = os.getpid()
@@ -52,7 +54,7 @@ class Guard:
         with self._lock:
             process = self._process
             if process is None or process.stdin is None or process.stdout is None or self._waiting:
-                raise GuardError("it was stopped")
+                raise self._error("it was stopped")
             self._waiting = True
             with contextlib.suppress(BrokenPipeError):  # then there is no answer either
                 process.stdin.write(json.dumps(request) + "\n")
@@ -61,8 +63,15 @@ class Guard:
             self._waiting = False
         answer = json.loads(line) if line else {"error": "the process that guards it has ended"}
         if "error" in answer:
-            raise GuardError(answer["error"], answer.get("kind", ""))
+            raise self._error(answer["error"], answer.get("kind", ""))
         return answer["result"]
+
+    def _error(self, problem: str, kind: str = "") -> GuardError:
+        return GuardError(f"The {self.guarded} cannot run: {problem}.", kind, self.log())
+
+    def log(self) -> str:
+        """Give the last lines of what is guarded, where they can be had."""
+        return ""
 
     def tell(self, *request: Any) -> None:
         """Do the same where nothing depends on it: the guardian may have been killed."""

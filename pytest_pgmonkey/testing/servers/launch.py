@@ -48,10 +48,8 @@ def choose(options: Options) -> Choice:
     given = options.given
     if options.config is not None:
         return Choice("config", given["config"], name=str(options.config))
-    if options.source == "container":
-        return _container(options, given["source"])
-    if options.source == "auto" and options.image is not None:
-        return _container(options, given["image"])
+    if options.source == "container" or (options.source == "auto" and options.image is not None):
+        return _container(options, given["source" if options.source == "container" else "image"])
     from .embedded.binaries import BinariesNotFoundError, find_binaries
 
     why = given.get("bindir") or given.get("source") or "no config given"
@@ -60,20 +58,16 @@ def choose(options: Options) -> Choice:
     except BinariesNotFoundError as missing:
         if options.source == "embedded" or options.bindir is not None:
             raise
-        return _last_resort(options, str(missing))
+        from .container.engine import engine_problem
 
-
-def _last_resort(options: Options, missing: str) -> Choice:
-    from .container.engine import engine_problem
-
-    if problem := engine_problem():
-        raise ServerStartError(
-            "There is no PostgreSQL server for the tests.\n"
-            "config: none was given. Name a YAML file with --pgmonkey-config.\n"
-            f"embedded: {missing}\n"
-            f"container: {problem}"
-        )
-    return _container(options, "no config given, no server binaries found")
+        if problem := engine_problem():
+            raise ServerStartError(
+                "There is no PostgreSQL server for the tests.\n"
+                "config: none was given. Name a YAML file with --pgmonkey-config.\n"
+                f"embedded: {missing}\n"
+                f"container: {problem}"
+            ) from None
+        return _container(options, "no config given, no server binaries found")
 
 
 def _container(options: Options, why: str) -> Choice:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from ...errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -41,6 +41,11 @@ THROWAWAY: Final = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+
+
+def arguments(settings: Mapping[str, str]) -> list[str]:
+    """Give the arguments of `postgres` for these settings."""
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
 class ServerStartError(PGMonkeyError):

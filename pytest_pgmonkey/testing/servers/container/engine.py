@@ -96,16 +96,10 @@ def image_prefix() -> str:
 
 def _explain(error: BaseException) -> str:
     """Say in a line what an error of the engine's client comes from."""
-    explanation = getattr(error, "explanation", None)
-    if explanation:
-        return " ".join(str(explanation).split()).rstrip(".")
-    for cause in reversed(list(_chain(error))):
+    told: object = getattr(error, "explanation", None)
+    cause: BaseException | None = None if told else error
+    while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+            told = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(told or error).split()).rstrip(".")

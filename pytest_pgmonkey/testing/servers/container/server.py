@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import sys
@@ -19,16 +20,22 @@ from ....kept_databases import names_in
 from ....processes import is_dead, process_name
 from ....secrets import redact_text
 from ..guard import Guard
-from ..server import ADMIN, ROLE, THROWAWAY, KeptAddress, OwnServer, ServerStartError
+from ..server import (
+    ADMIN,
+    ROLE,
+    THROWAWAY,
+    KeptAddress,
+    OwnServer,
+    ServerStartError,
+    arguments,
+)
 from . import guardian
 from .engine import engine_command, engine_errors, find_engine, image_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from docker.models.containers import Container
     from docker.models.images import Image
-    from psycopg import Connection
+    from typing_extensions import LiteralString
 
     from ..worker import Worker
 
@@ -50,6 +57,10 @@ _HOME: Final = "/pgmonkey"
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONFLICT: Final = 409
 _PUBLISHED: Final = "published by pytest-pgmonkey"
+_IS_PUBLISHED: Final = f"""\
+SELECT FROM pg_catalog.pg_roles WHERE rolname = '{ROLE}'
+AND pg_catalog.shobj_description(oid, 'pg_authid') = '{_PUBLISHED}'
+"""
 
 # In a container's shared memory there is room for 64 MB only.
 SETTINGS: Final = {**THROWAWAY, "dynamic_shared_memory_type": "mmap"}
@@ -69,9 +80,9 @@ class ContainerServer(OwnServer):
     source = "container"
 
     def __init__(self, image: str | None = None, worker: Worker | None = None) -> None:
+        self._client = find_engine()
         self.image = image_prefix() + (image or DEFAULT_IMAGE)
         super().__init__(worker, self.image)
-        self._client = find_engine()
         self._secret = worker.run if worker else secrets.token_hex(16)
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
         self._attempt = secrets.token_hex(16)
@@ -127,52 +138,31 @@ class ContainerServer(OwnServer):
         )
 
     def join(self) -> bool:
-        """Wait for the container that another worker makes; tell whether it has published it."""
-        deadline = time.monotonic() + JOIN_LIMIT
-        with engine_errors(f"The container {self.name} of this run cannot be had"):
-            while (found := self._look()) is False:
-                if time.monotonic() > deadline:
-                    raise ServerStartError(
-                        f"The container {self.name} of this run cannot be had: no worker has"
-                        f" prepared its server within {JOIN_LIMIT:.0f} s."
-                    )
-                time.sleep(JOIN_POLL)
-        self._client.client.close()
-        self._alone = False
-        return bool(found)
+        """Wait until another worker has published the container; tells whether it is still there.
 
-    def _look(self) -> bool | None:
-        """Tell whether the run's container is published; gives `None` where there is none."""
+        Raises ServerStartError.
+        """
         from docker.errors import NotFound
 
-        try:
-            container = self._client.client.containers.get(self.name)
-            return container.status == "running" and self._is_published(container)
-        except NotFound:
-            return None
+        deadline = time.monotonic() + JOIN_LIMIT
+        problem = f"The container {self.name} of this run cannot be had"
+        with engine_errors(problem):
+            try:
+                while not self._is_published(self._client.client.containers.get(self.name)):
+                    if time.monotonic() > deadline:
+                        raise ServerStartError(
+                            f"{problem}: no worker has prepared its server within"
+                            f" {JOIN_LIMIT:.0f} s."
+                        )
+                    time.sleep(JOIN_POLL)
+            except NotFound:
+                return False
+        self._client.client.close()
+        self._alone = False
+        return True
 
     def _is_published(self, container: Container) -> bool:
-        import psycopg
-
-        if (address := self._find_address(container)) is None:
-            return False
-        self._address = address
-        try:
-            with self._connect() as conn:
-                found = conn.execute(
-                    "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s"
-                    " AND pg_catalog.shobj_description(oid, 'pg_authid') = %s",
-                    [ROLE, _PUBLISHED],
-                ).fetchone()
-            return found is not None
-        except psycopg.OperationalError:
-            return False
-
-    def _connect(self) -> Connection[Any]:
-        """Connect while it is not known whether anybody answers."""
-        from ...databases.commands import connect
-
-        return connect({**self.admin_conninfo(), "connect_timeout": CONNECT_LIMIT})
+        return container.status == "running" and not self._ask(container, _IS_PUBLISHED)
 
     def _publish_to(self, worker: Worker) -> None:
         from psycopg import sql
@@ -230,7 +220,7 @@ class ContainerServer(OwnServer):
         volumes = image.attrs["Config"].get("Volumes") or ()
         return self._client.client.containers.create(
             self.image,
-            ["postgres", *_arguments()],
+            ["postgres", *arguments(SETTINGS)],
             name=self.name,
             environment={
                 "POSTGRES_USER": ADMIN,
@@ -273,12 +263,18 @@ class ContainerServer(OwnServer):
 
     def _await_answer(self, container: Container) -> None:
         """Wait until a query is answered; raises ServerStartError, at once if there is no hope."""
-        patience = _Patience()
+        begin = time.monotonic()
+        next_look = begin + LOG_POLL
+        deadline, why = begin + START_LIMIT, f"{START_LIMIT:.0f} s have passed"
         while problem := self._ask(container):
             self._require_running(container)
-            if patience.wants_log():
-                patience.note_log(self._log(container, None))
-            if why := patience.ended():
+            now = time.monotonic()
+            if now > next_look:
+                next_look = now + LOG_POLL
+                if says_ready(self._log(container, None)):
+                    deadline, why = now + REACH_LIMIT, "it says that it is ready"
+                    next_look = math.inf
+            if now > deadline:
                 host, port = self._address
                 raise ServerStartError(
                     f"The server in the container of {self.image} cannot be reached at"
@@ -287,19 +283,20 @@ class ContainerServer(OwnServer):
                 )
             time.sleep(POLL)
 
-    def _ask(self, container: Container) -> str | None:
-        """Send a query; give what is wrong, `None` where it was answered."""
+    def _ask(self, container: Container, query: LiteralString = "SELECT 1") -> str:
+        """Send a query; say what is wrong, nothing where it was answered by a row."""
         import psycopg
+
+        from ...databases.commands import connect
 
         if (address := self._find_address(container)) is None:
             return "the engine publishes no port"
         self._address = address
         try:
-            with self._connect() as conn:
-                conn.execute("SELECT 1")
+            with connect({**self.admin_conninfo(), "connect_timeout": CONNECT_LIMIT}) as conn:
+                return "no row" if conn.execute(query).fetchone() is None else ""
         except psycopg.OperationalError as error:
             return redact_text(str(error), [self._derive(ADMIN)]) or "no answer"
-        return None
 
     def _require_running(self, container: Container) -> None:
         from docker.errors import NotFound
@@ -343,33 +340,6 @@ class ContainerServer(OwnServer):
                 guardian.remove_container(api, found["Id"])
 
 
-class _Patience:
-    """How long a server in a container that runs may not answer."""
-
-    def __init__(self) -> None:
-        self._begin = time.monotonic()
-        self._next_log = self._begin + LOG_POLL
-        self._ready: float | None = None
-
-    def wants_log(self) -> bool:
-        """Whether it is time to look whether the server says that it is ready."""
-        return self._ready is None and time.monotonic() > self._next_log
-
-    def note_log(self, log: str) -> None:
-        self._next_log = time.monotonic() + LOG_POLL
-        if says_ready(log):
-            self._ready = time.monotonic()
-
-    def ended(self) -> str:
-        """Say why there is no hope; empty as long as there is."""
-        now = time.monotonic()
-        if self._ready is not None and now > self._ready + REACH_LIMIT:
-            return "it says that it is ready"
-        if now > self._begin + START_LIMIT:
-            return f"{START_LIMIT:.0f} s have passed"
-        return ""
-
-
 def start_container(image: str | None, worker: Worker | None) -> ContainerServer:
     """Start a container; that of a worker's run, or wait for another worker that does."""
     while True:
@@ -385,8 +355,3 @@ def says_ready(log: str) -> bool:
     """Whether a server wrote that it is ready on the network; an image's first one is not."""
     _, listening, rest = log.rpartition("listening on IPv")
     return bool(listening) and "ready to accept connections" in rest
-
-
-def _arguments() -> Iterator[str]:
-    for name, value in SETTINGS.items():
-        yield from ("-c", f"{name}={value}")

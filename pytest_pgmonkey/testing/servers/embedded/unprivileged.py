@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -29,18 +30,12 @@ def unprivileged_uid() -> int | None:
     """Give the user that the server has to run as, `None` for the one that runs the tests."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
-    uids = (_uid_of(name) for name in ("nobody", "postgres", "daemon"))
-    return next(filter(None, uids), UNPRIVILEGED)
-
-
-def _uid_of(name: str) -> int | None:
-    """Look a user up: initdb refuses to run as one that has no name."""
     import pwd
 
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        return None
+    for name in ("nobody", "postgres", "daemon"):
+        with contextlib.suppress(KeyError):  # initdb refuses to run as a user without a name
+            return pwd.getpwnam(name).pw_uid
+    return UNPRIVILEGED
 
 
 def make_reachable(binaries: Binaries, uid: int | None) -> Binaries:
@@ -65,7 +60,10 @@ def _tried(binaries: Binaries, uid: int) -> Binaries | None:
         version = binaries.ask_version(uid)
     except PGMonkeyError:
         return None
-    readable = all(_is_readable(path, uid) for path in _data_files(binaries))
+    readable = all(
+        path.stat().st_mode & stat.S_IROTH and may_enter(path.parent, uid)
+        for path in _data_files(binaries)
+    )
     return replace(binaries, known_version=version) if readable else None
 
 
@@ -77,14 +75,12 @@ def _data_files(binaries: Binaries) -> Iterator[Path]:
     yield binaries.program("initdb")
 
 
-def _is_readable(path: Path, uid: int) -> bool:
-    return bool(path.stat().st_mode & stat.S_IROTH) and may_enter(path.parent, uid)
-
-
 def _unpacked(binaries: Binaries, archive: Path, uid: int | None) -> Binaries:
     def unpack(target: Path) -> None:
         with tarfile.open(archive) as tar:
-            _extract(tar, target)
+            # Python 3.10 and 3.11 before their security releases have no filters.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(target)
         top = next(target.iterdir())
         for path in top.iterdir():
             path.rename(target / path.name)
@@ -94,35 +90,22 @@ def _unpacked(binaries: Binaries, archive: Path, uid: int | None) -> Binaries:
     return replace(binaries, bindir=home / "bin", root=home, archive=None)
 
 
-def _extract(tar: tarfile.TarFile, target: Path) -> None:
-    if hasattr(tarfile, "data_filter"):
-        tar.extractall(target, filter="data")
-    else:  # Python 3.10 and 3.11 before their security releases
-        tar.extractall(target)
-
-
 def _copied(binaries: Binaries, uid: int) -> Binaries:
     sources = [binaries.root / part for part in binaries.parts if (binaries.root / part).exists()]
-    if sum(_size(source) for source in sources) > COPY_LIMIT:
+    files = (path for source in sources for path in source.rglob("*"))
+    if sum(path.lstat().st_size for path in files) > COPY_LIMIT:
         raise PGMonkeyError(
             f"The server must not run as root, user {uid} cannot reach {binaries.bindir}, and"
             f" {binaries.root} is too large to copy. Run the tests as another user."
         )
 
     def copy(target: Path) -> None:
+        ignored = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig")
         for source in sources:
-            shutil.copytree(source, target / source.relative_to(binaries.root), ignore=_ignored)
+            shutil.copytree(source, target / source.relative_to(binaries.root), ignore=ignored)
 
     home = _once(binaries.program("postgres"), uid, copy)
     return replace(binaries, bindir=home / binaries.bindir.relative_to(binaries.root), root=home)
-
-
-def _size(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*"))
-
-
-def _ignored(_: str, names: list[str]) -> set[str]:
-    return {name for name in names if name.endswith(".a") or name in ("pgxs", "pkgconfig")}
 
 
 def _open_to_all(directory: Path) -> None:
@@ -143,13 +126,9 @@ def _once(source: Path, uid: int | None, fill: Callable[[Path], None]) -> Path:
             with partial_directory(cache) as partial:
                 fill(partial)
                 _open_to_all(partial)
-                _settle(partial, target)
+                try:
+                    partial.rename(target)
+                except OSError:
+                    if not target.exists():  # else another process without our lock was quicker
+                        raise
     return target
-
-
-def _settle(partial: Path, target: Path) -> None:
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.exists():  # else another process without our lock was quicker
-            raise

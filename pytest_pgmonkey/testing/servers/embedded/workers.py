@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..guard import GuardError
 from ..guardian import is_alive
 from ..server import OwnServer, ServerStartError
 from . import guardian
 from .directories import homes
-from .guarded_process import DirectoryTakenError
 from .server import EmbeddedServer
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def start_embedded(
         return EmbeddedServer.start(binaries, recipe)
     deadline = time.monotonic() + _PATIENCE
     while True:
-        home = next(filter(_is_home, homes(worker.run)), None)
+        home = next(filter(_guardian_of, homes(worker.run)), None)
         if home is None:
             try:
                 return EmbeddedServer.start(binaries, recipe, worker)
-            except DirectoryTakenError:
-                if time.monotonic() > deadline:
+            except GuardError as error:
+                if error.kind != "FileExistsError" or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
         elif published := _await_publication(home):
@@ -74,9 +74,11 @@ def start_embedded(
             deadline = time.monotonic() + _PATIENCE
 
 
-def _is_home(directory: Path) -> bool:
-    """Whether it is a guardian's first directory: the second, if there is one, has no files."""
-    return (directory / guardian.PID).exists()
+def _guardian_of(directory: Path) -> int:
+    """Give the process that guards a home, 0 for a socket's directory, which has no files."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((directory / guardian.PID).read_text("ascii"))
+    return 0
 
 
 def _await_publication(home: Path) -> str:
@@ -87,7 +89,8 @@ def _await_publication(home: Path) -> str:
     while home.is_dir():
         with contextlib.suppress(FileNotFoundError):
             return (home / guardian.PUBLISHED).read_text("utf-8")
-        if not _guardian_lives(home) and home.is_dir():
+        pid = _guardian_of(home)
+        if not (pid and is_alive(pid)) and home.is_dir():
             raise ServerStartError(
                 "The embedded server of this run cannot be had: the process that guards it was"
                 " killed."
@@ -96,23 +99,18 @@ def _await_publication(home: Path) -> str:
     return ""
 
 
-def _guardian_lives(home: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return is_alive(int((home / guardian.PID).read_text("ascii")))
-    return False
-
-
 def end_run(run: str) -> None:
     """End the server of a run, if one of its workers has started one; leaves nothing behind."""
     found = homes(run)
     if any(guardian.has_kept(str(home)) for home in found):
         return  # A database is kept there: the guardian ends the server when it is removed.
-    for home in filter(_is_home, found):
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((home / guardian.PID).read_text("ascii")), signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while home.is_dir() and _guardian_lives(home) and time.monotonic() < deadline:
-            time.sleep(_POLL)
-        guardian.end_orphan(str(home / guardian.DATA))
+    for home in found:
+        if pid := _guardian_of(home):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + _PATIENCE
+            while home.is_dir() and is_alive(pid) and time.monotonic() < deadline:
+                time.sleep(_POLL)
+            guardian.end_orphan(str(home / guardian.DATA))
     for directory in found:
         guardian.remove_tree(str(directory))
