@@ -344,7 +344,7 @@ def page_tls_server(tls_binaries: Binaries, tmp_path: Path) -> Iterator[PageTLSS
         pytest.skip("needs the program openssl")
     directory = tmp_path / "authority"
     directory.mkdir()
-    server = PageTLSServer.open(tls_binaries, directory)
+    server = PageTLSServer.start(tls_binaries, directory)
     assert isinstance(server, PageTLSServer)
     yield server
     server.stop()
