@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from ...handles import make_handle
+from ..databases.commands import connect
 from ..file_settings import in_clone
 
 if TYPE_CHECKING:
@@ -111,10 +112,7 @@ class CloneIsolation:
 
     def _own_connection(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.Connection.connect(
-                **self.conninfo,  # type: ignore[arg-type]
-                autocommit=True,
-            )
+            self._connection = connect(self.conninfo)
         return self._connection
 
     def end(self) -> tuple[list[str], list[str]]:

@@ -99,16 +99,12 @@ class Keeping:
 
     def _make_plan(self) -> Kept:
         name = new_name(self._test)
-        address = self._server.address_after_run(name)
         return Kept(
             name=name,
             test=self._test,
             made=datetime.now(timezone.utc).isoformat(),
             source=self._server.source,
-            dsn=address.dsn,
-            psql=address.psql,
-            place=address.place,
-            note=address.note,
+            **vars(self._server.address_after_run(name)),
         )
 
     def _settle(self) -> str:

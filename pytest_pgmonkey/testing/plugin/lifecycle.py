@@ -146,7 +146,7 @@ def _end_run(name: str) -> None:
     from ..servers.embedded.directories import homes
 
     if homes(name):
-        from ..servers.embedded.workers import end_run
+        from ..servers.embedded.server import end_run
 
         end_run(name)
 

@@ -137,11 +137,11 @@ class ConfiguredServer(Server):
             return None
         conn = self._sweep()
         name = self._templates.get(recipe)
-        if name is None:
-            name = self._name_template(conn, recipe)
-            if recipe.lasting:
-                lock_shared(conn, name)  # from here on no other run removes it
-            self._templates[recipe] = name
+        if name is None and recipe.lasting:
+            name = template_name(conn, recipe, self._config)
+            lock_shared(conn, name)  # from here on no other run removes it
+        name = name or _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
+        self._templates[recipe] = name
         if not exists(conn, name):
             with exclusive(conn, f"load {name}"):
                 if not exists(conn, name):
@@ -216,11 +216,6 @@ class ConfiguredServer(Server):
         for name, run in _scratch_databases(conn):
             if run == self._common:
                 self._sweep_one(conn, name, run)
-
-    def _name_template(self, conn: psycopg.Connection[Any], recipe: Recipe) -> str:
-        if recipe.lasting:
-            return template_name(conn, recipe, self._config)
-        return _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
 
 
 def _scratch_name(run: str, name: str) -> str:

@@ -81,10 +81,8 @@ class Guard:
     def leave(self) -> None:
         """Leave everything to the guardian, which this process no longer holds."""
         self._lock = threading.Lock()  # in a fork another thread may have held it
-        process, self._process = self._process, None
-        if process is not None:
+        if (process := self._close()) is not None:
             process.returncode = 0  # or its finalizer warns of a process still running
-            _close_pipes(process)
 
     at_exit = leave
 
@@ -93,14 +91,21 @@ class Guard:
         if self.is_foreign:
             self.leave()
         with self._lock:
-            process, self._process = self._process, None
+            process = self._close()
             if process is None:
                 return False
             if self._waiting:  # interrupted: it would first finish what it is at
                 process.terminate()
-            _close_pipes(process)
             process.wait()
             return True
+
+    def _close(self) -> subprocess.Popen[str] | None:
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout) if process else ():
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return process
 
 
 def _spawn(guardian: str, facts: list[str], path: Iterable[str]) -> subprocess.Popen[str]:
@@ -130,13 +135,6 @@ def _environment() -> dict[str, str]:
     """Give the environment of a server's programs, without what changes what they do."""
     passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
     return {**passed, "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _close_pipes(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 _living: weakref.WeakSet[Guard] = weakref.WeakSet()

@@ -93,7 +93,7 @@ def start_server(
         from .container.server import start_container
 
         return start_container(options.image, worker)
-    from .embedded.workers import start_embedded
+    from .embedded.server import start_embedded
 
     return start_embedded(choice.binaries, recipe, worker)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..databases.recipe import Recipe
     from .worker import Worker
 
-__all__ = ["ADMIN", "ROLE", "KeptAddress", "OwnServer", "Server", "ServerStartError", "url_of"]
+__all__ = ["ADMIN", "ROLE", "KeptAddress", "OwnServer", "Server", "ServerStartError", "arguments"]
 
 ADMIN: Final = "postgres"
 ROLE: Final = "pgmonkey"
@@ -70,14 +70,16 @@ class KeptAddress:
     note: str = ""
 
     @classmethod
-    def of(cls, conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> KeptAddress:
+    def of(
+        cls, conninfo: dict[str, str], place: dict[str, Any], note: str = "", psql: str = ""
+    ) -> KeptAddress:
         """Make the address of a database that libpq's keywords lead to."""
         from shlex import quote
 
         from psycopg.conninfo import make_conninfo
 
         dsn = make_conninfo(**conninfo)
-        return cls(dsn, f"psql {quote(dsn)}", place, note)
+        return cls(dsn, psql or f"psql {quote(dsn)}", place, note)
 
 
 class Server(ABC):
@@ -277,22 +279,3 @@ class OwnServer(Server):
         from ..databases.commands import connect
 
         return connect(self.admin_conninfo())
-
-
-def url_of(conninfo: dict[str, str]) -> str:
-    """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
-    from urllib.parse import quote, urlencode
-
-    rest = {key: value for key, value in conninfo.items() if value}
-    user, password, dbname = (
-        quote(rest.pop(k, ""), safe="") for k in ("user", "password", "dbname")
-    )
-    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
-    address, host = "", rest.get("host", "")
-    # A socket's directory cannot stand where a host name does, nor can several hosts.
-    if host and not host.startswith("/") and "," not in host:
-        del rest["host"]
-        port = rest.pop("port", "")
-        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
-    return f"postgresql://{login}{address}/{dbname}{query}"

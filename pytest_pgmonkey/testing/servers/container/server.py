@@ -13,7 +13,6 @@ import os
 import secrets
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ....kept_databases import names_in
@@ -131,8 +130,9 @@ class ContainerServer(OwnServer):
         run = f"{engine_command()} exec"
         place = {key: conninfo[key] for key in ("host", "port")}
         place.update(container=self.name, guardian=labels.get(GUARDIAN, ""))
-        return replace(
-            KeptAddress.of(conninfo, place),
+        return KeptAddress.of(
+            conninfo,
+            place,
             psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
             note=f"{ADMIN}'s password: {run} {self.name} sh -c 'echo $POSTGRES_PASSWORD'",
         )

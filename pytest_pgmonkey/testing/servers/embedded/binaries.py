@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Binaries", "BinariesNotFoundError", "find_all", "find_binaries"]
 
@@ -36,16 +36,10 @@ ADVICE = (
 
 
 class BinariesNotFoundError(PGMonkeyError):
-    """No PostgreSQL server binaries; `tried` lists the places that were looked at."""
-
-    def __init__(self, problem: str, tried: Iterable[str] = ()) -> None:
-        self.problem = problem
-        self.tried = list(tried)
-        super().__init__(problem, self.tried)
+    """No PostgreSQL server binaries; says where they were looked for, and how to get them."""
 
     def __str__(self) -> str:
-        looked = f" Looked at: {'; '.join(self.tried)}." if self.tried else ""
-        return f"{self.problem}{looked} {ADVICE}"
+        return f"{super().__str__()} {ADVICE}"
 
 
 @dataclass(frozen=True)
@@ -125,9 +119,8 @@ def find_binaries(bindir: Path | None = None) -> Binaries:
         )
     for binaries in find_all():
         return binaries
-    raise BinariesNotFoundError(
-        "No PostgreSQL server binaries were found.", (name for name, _ in PLACES)
-    )
+    places = "; ".join(name for name, _ in PLACES)
+    raise BinariesNotFoundError(f"No PostgreSQL server binaries were found. Looked at: {places}.")
 
 
 def find_all() -> Iterator[Binaries]:
