@@ -43,6 +43,12 @@ def tests_oldest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session(name="tests-python-psycopg")
+def tests_python_psycopg(session: nox.Session) -> None:
+    """Run the sandbox's tests on psycopg's implementation in Python; arguments are pytest's."""
+    run(session, "pytest", *session.posargs, "tests/sandbox", PSYCOPG_IMPL="python")
+
+
 @nox.session
 def versions(session: nox.Session) -> None:
     """Run the tests of servers on every supported version of PostgreSQL."""

@@ -45,33 +45,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncHandle": "handles",
-    "ConfigError": "errors",
-    "ConnectionType": "connection_type",
-    "EnvInterpolationError": "errors",
-    "Handle": "handles",
-    "HandleClosedError": "errors",
-    "PGConnectionManager": "manager",
-    "PGMonkeyError": "errors",
-    "SandboxError": "errors",
-    "ServerFacts": "handles",
-    "TransactionAbortedError": "blocks",
-    "load_config": "config",
-    "redact_config": "secrets",
+    "blocks": ("TransactionAbortedError",),
+    "config": ("load_config",),
+    "connection_type": ("ConnectionType",),
+    "handles": ("AsyncHandle", "Handle", "ServerFacts"),
+    "manager": ("PGConnectionManager",),
+    "secrets": ("redact_config",),
 }
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
     try:
         value = getattr(import_module(f".{home}", __name__), name)
     except ImportError:
-        import_module(".libpq", __name__).require_libpq()
+        import_module(".errors", __name__).require_libpq()
         raise
     globals()[name] = value
     return value

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from .connecting import Steps
 
-__all__ = ["Block", "Blocks", "TransactionAbortedError", "settle"]
-
 logger = logging.getLogger("pytest_pgmonkey")
 
 
@@ -145,13 +143,11 @@ class Blocks:
         """
         block = _innermost.get()
         while block is not None:
-            if not block.is_inherited and block.is_mine() and self._holds(block):
+            is_mine = not block.is_inherited and block.is_mine()
+            if is_mine and any(each is block for _, each in self._open):
                 return block
             block = block.outer
         return None
-
-    def _holds(self, block: Block) -> bool:
-        return any(mine is block for _, mine in self._open)
 
     def places(self) -> list[str]:
         return [block.where for _, block in self._open if not block.is_inherited]

@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-__all__ = [
-    "locked",
-    "may_enter",
-    "partial_directory",
-    "private_cache",
-    "private_caches",
-    "readable_cache",
-]
-
 NAME: Final = "pytest-pgmonkey"
 LOCK_LIMIT: Final = 60.0
 LOCK_POLL: Final = 0.01
@@ -36,21 +27,18 @@ LOCK_POLL: Final = 0.01
 
 def private_cache(name: str) -> Path | None:
     """Give a directory of the user's own cache that no other user reads, `None` without one."""
+    caches = private_caches(name, make=True)
+    return next((cache for cache in caches if os.access(cache, os.W_OK | os.X_OK)), None)
+
+
+def private_caches(name: str, *, make: bool = False) -> Iterator[Path]:
+    """Give those of the directories that are there; with `make` they are made where need be."""
     for base in _own_bases():
         directory = base / NAME / name
         with contextlib.suppress(OSError):
-            directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            directory.mkdir(mode=0o700, exist_ok=True)
-            if _is_ours(directory.parent) and _is_ours(directory) and _is_writable(directory):
-                return directory
-    return None
-
-
-def private_caches(name: str) -> Iterator[Path]:
-    """Give those of the directories that are there, and make none."""
-    for base in _own_bases():
-        directory = base / NAME / name
-        with contextlib.suppress(OSError):
+            if make:
+                directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                directory.mkdir(mode=0o700, exist_ok=True)
             if _is_ours(directory.parent) and _is_ours(directory):
                 yield directory
 
@@ -61,7 +49,8 @@ def readable_cache(uid: int | None) -> Path:
     for base in bases:
         directory = base / NAME
         with contextlib.suppress(OSError):
-            if may_enter(_nearest(base), uid):
+            nearest = next(parent for parent in (base, *base.parents) if parent.exists())
+            if may_enter(nearest, uid):
                 # The mode is named, as the umask may let a group write.
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
                 if _is_ours(directory):
@@ -79,10 +68,6 @@ def may_enter(directory: Path, uid: int | None) -> bool:
     return uid is None or all(
         path.stat().st_mode & stat.S_IXOTH for path in (resolved, *resolved.parents)
     )
-
-
-def _nearest(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _own_bases() -> Iterator[Path]:
@@ -110,10 +95,6 @@ def _is_ours(directory: Path) -> bool:
         and found.st_uid == os.geteuid()
         and not (found.st_mode & foreign)
     )
-
-
-def _is_writable(directory: Path) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
 
 
 # --- writing ---
@@ -147,19 +128,16 @@ def partial_directory(cache: Path) -> Iterator[Path]:
 
 def _lock(file: TextIO, limit: float) -> bool:
     deadline = time.monotonic() + limit
-    while (held := _try_lock(file)) is None and time.monotonic() < deadline:
-        time.sleep(LOCK_POLL)
-    return bool(held)
+    while True:
+        try:
+            import fcntl
 
-
-def _try_lock(file: TextIO) -> bool | None:
-    """Give `None` where somebody else holds the lock, `False` where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except (ImportError, OSError):  # not every file system has them
-        return False
-    return True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_POLL)
+        except (ImportError, OSError):  # not every file system has them
+            return False
+        else:
+            return True

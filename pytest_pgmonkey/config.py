@@ -21,17 +21,6 @@ from .errors import ConfigError
 from .judge import TLS_FILES, Judge, expanded, judge_name, kind_of, nearest, shown
 from .secrets import interpolate, is_reference, is_sensitive, redact_text
 
-__all__ = [
-    "ConnectionSpec",
-    "ConnectionType",
-    "connection_spec",
-    "load_config",
-    "prepare_config",
-    "read_mapping",
-    "read_spec",
-]
-
-
 SECTIONS = (
     "connection_settings",
     "sync_settings",
@@ -84,14 +73,17 @@ class ConnectionSpec:
             if is_sensitive(key) and key not in TLS_FILES and value not in public
         )
 
-    def __repr__(self) -> str:
+    def describe(self, name: str) -> str:
+        """Say for a repr what it connects to, under a name; without secrets."""
         shown = [
-            f"{key}={value!r}"
-            for key, value in self.conninfo
-            if key in ("host", "port", "dbname", "user")
+            f"{key}={self.conninfo_dict[key]!r}"
+            for key in ("host", "port", "dbname", "user")
+            if key in self.conninfo_dict
         ]
-        shown += [f"origin={self.origin!r}"] if self.origin else []
-        return redact_text(f"<ConnectionSpec {self.type}: {' '.join(shown)}>", self.secrets)
+        return redact_text(" ".join([name, str(self.type), *shown]), self.secrets)
+
+    def __repr__(self) -> str:
+        return f"<{self.describe('ConnectionSpec')} origin={self.origin!r}>"
 
 
 # --- entrances ---
@@ -105,13 +97,8 @@ def load_config(
 ) -> dict[str, Any]:
     """Read and judge a configuration file; references stay as they are without `resolve_env`."""
     origin = os.fspath(path)
-    config = prepare_config(
-        read_mapping(path),
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        strict=strict,
-        origin=origin,
-    )
+    options = (resolve_env, allow_sensitive_defaults, strict)
+    config = prepare_config(read_mapping(path), origin, *options)
     judged = config if resolve_env else _without_references(config)
     type_ = _connection_type(None, judged, origin)
     Judge(judged, origin).connection_settings()
@@ -122,11 +109,10 @@ def load_config(
 
 def prepare_config(
     config: Mapping[str, Any],
-    *,
+    origin: str | None = None,
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
-    origin: str | None = None,
 ) -> dict[str, Any]:
     """Unwrap and interpolate a configuration and judge its outline: the sections and their names.
 
@@ -136,13 +122,7 @@ def prepare_config(
         raise ConfigError("the configuration is not a mapping of sections", origin)
     config = _unwrapped(config, origin)
     if resolve_env:
-        config = interpolate(
-            config,
-            os.environ,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-            file=origin,
-        )
+        config = interpolate(config, os.environ, allow_sensitive_defaults, strict, origin)
     for name in config:
         judge_name(name, "", TOP_LEVEL, origin, "section")
     if config.get("connection_settings") is None:
@@ -154,20 +134,14 @@ def prepare_config(
 def read_spec(
     path: str | os.PathLike[str],
     connection_type: str | ConnectionType | None = None,
-    *,
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
 ) -> ConnectionSpec:
     """Read a file for one connection type; the sections of the other types are not judged."""
     origin = os.fspath(path)
-    config = prepare_config(
-        read_mapping(path),
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        strict=strict,
-        origin=origin,
-    )
+    options = (resolve_env, allow_sensitive_defaults, strict)
+    config = prepare_config(read_mapping(path), origin, *options)
     return connection_spec(config, connection_type, origin=origin)
 
 
@@ -286,16 +260,10 @@ for _tag, _pattern, _first in (
     )
 
 # The parser's own words where they are fixed; others may quote the file's text.
+_SAFE_PROBLEM = "did not find expected "
 _SAFE_PROBLEMS = frozenset(
     {
         "could not find expected ':'",
-        "did not find expected '-' indicator",
-        "did not find expected ',' or ']'",
-        "did not find expected ',' or '}'",
-        "did not find expected <document start>",
-        "did not find expected key",
-        "did not find expected node content",
-        "did not find expected whitespace or line break",
         "found character that cannot start any token",
         "found unexpected end of stream",
         "found unknown escape character",
@@ -313,8 +281,7 @@ def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # Its own text shows bytes of the file.
-        position = error.start
-        raise ConfigError(f"is not UTF-8 (at byte {position})", origin) from None
+        raise ConfigError(f"is not UTF-8 (at byte {error.start})", origin) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "bad path"
         raise ConfigError(f"cannot be read: {reason}", origin) from None
@@ -343,9 +310,10 @@ def _parse(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = f"malformed YAML{_position(mark)}"
-        if error.problem in _SAFE_PROBLEMS:
-            problem += f": {error.problem}"
-        elif error.problem and error.problem.startswith("found character '\\t'"):
+        said = error.problem or ""
+        if said in _SAFE_PROBLEMS or said.startswith(_SAFE_PROBLEM):
+            problem += f": {said}"
+        elif said.startswith("found character '\\t'"):
             problem += ": indented with a tab"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

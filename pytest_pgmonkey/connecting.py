@@ -17,8 +17,9 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psycopg
@@ -35,20 +36,8 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
 
-__all__ = [
-    "AsyncDirectSource",
-    "AsyncPoolSource",
-    "Connector",
-    "DirectSource",
-    "PoolSource",
-    "adrive",
-    "drive",
-    "setting_overwritten",
-    "setting_refused",
-    "settings_steps",
-]
-
 T = TypeVar("T")
+P = TypeVar("P")
 AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"
 #: Calls to make, one after the other; each gets the result of its call, or its exception.
 Steps: TypeAlias = Generator[Callable[[], Any], Any, T]
@@ -99,17 +88,13 @@ def settings_steps(conn: AnyConnection, spec: ConnectionSpec) -> Steps[None]:
     if not spec.settings:
         return
     # Not `conn.cursor()`: its row and cursor factories are the user's.
-    cursor: Any
-    if isinstance(conn, psycopg.AsyncConnection):
-        cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    else:
-        cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    is_async = isinstance(conn, psycopg.AsyncConnection)
+    type_: Any = psycopg.AsyncCursor if is_async else psycopg.Cursor
+    cursor = type_(conn, row_factory=tuple_row)
     one = "pg_catalog.set_config(%s, %s, false)"
     names = [name for name, _ in spec.settings]
     try:
-        applied = yield from _row(
-            cursor, one, len(names), [part for setting in spec.settings for part in setting]
-        )
+        applied = yield from _row(cursor, one, len(names), [*chain(*spec.settings)])
     except psycopg.Error:
         yield from _name_the_culprit(cursor, one, spec)
         raise
@@ -171,9 +156,13 @@ def hook_steps(conn: AnyConnection, hook: Hook) -> Steps[None]:
 class Connector:
     """Opens the connections of one configuration, each prepared in the same way."""
 
+    sync_class: ClassVar[type[Connection[Any]]] = psycopg.Connection
+    async_class: ClassVar[type[AsyncConnection[Any]]] = psycopg.AsyncConnection
+
     def __init__(self, spec: ConnectionSpec, hook: Hook | None = None) -> None:
         self.spec = spec
         self.hook = hook
+        self._class = self.async_class if spec.type.is_async else self.sync_class
         self._pool_arguments = dict(spec.pool)
         kwargs: Mapping[str, Any] = self._pool_arguments.pop("kwargs", {})
         self.autocommit = bool(kwargs.get("autocommit", spec.autocommit))
@@ -181,10 +170,13 @@ class Connector:
         self._kwargs = {**spec.conninfo_dict, **kwargs, "autocommit": True}
 
     def prepare(self, conn: AnyConnection) -> Steps[None]:
-        yield from settings_steps(conn, self.spec)
+        yield from self.apply_settings(conn)
         yield partial(conn.set_autocommit, self.autocommit)
         if self.hook is not None:
             yield from hook_steps(conn, self.hook)
+
+    def apply_settings(self, conn: AnyConnection) -> Steps[None]:
+        yield from settings_steps(conn, self.spec)
 
     def connect(self, timeout: float | None = None) -> Steps[Any]:
         refuse_connection_strings(self.spec.conninfo_dict, self.spec.origin)
@@ -198,9 +190,8 @@ class Connector:
 
     def _open(self, timeout: float | None) -> Any:
         # The password is in no variable: error reports may show those of each frame.
-        class_ = psycopg.AsyncConnection if self.spec.type.is_async else psycopg.Connection
         limit = {} if timeout is None else {"connect_timeout": max(1, math.ceil(timeout))}
-        return class_.connect(**{**self._kwargs, **limit})
+        return self._class.connect(**{**self._kwargs, **limit})
 
     def prove(self) -> Steps[None]:
         """Connect once: the error of a connection shows here, not as a pool's timeout later."""
@@ -208,30 +199,29 @@ class Connector:
         yield conn.close
 
     def pool_arguments(self, configure: Hook, check: Hook) -> dict[str, Any]:
-        arguments = {**self._pool_arguments, "kwargs": self._kwargs, "configure": configure}
+        arguments = {
+            **self._pool_arguments,
+            "connection_class": self._class,
+            "kwargs": self._kwargs,
+            "configure": configure,
+            "open": False,
+        }
         if self.spec.check_on_checkout:
             arguments["check"] = check
-        return {**arguments, "open": False}
+        return arguments
 
 
-class _Check:
-    """What `check_on_checkout` does with a connection that a pool is about to hand out."""
-
-    def __init__(self) -> None:
-        # Weak: the pool holds its check.
-        self.pool: ref[Any] | None = None
-
-    def steps(self, conn: AnyConnection) -> Steps[None]:
-        pool = self.pool() if self.pool is not None else None
-        if pool is None:
-            return
-        try:
-            yield partial(pool.check_connection, conn)
-        except Exception:
-            # psycopg_pool tries one connection after the other, with growing delays: after a
-            # restart of the server that lasts longer than a borrower waits.
-            yield pool.check
-            raise
+def _check_steps(pool: Any, conn: AnyConnection) -> Steps[None]:
+    """Do what `check_on_checkout` wants of a connection that a pool is about to hand out."""
+    if pool is None:
+        return
+    try:
+        yield partial(pool.check_connection, conn)
+    except Exception:
+        # psycopg_pool tries one connection after the other, with growing delays: after a
+        # restart of the server that lasts longer than a borrower waits.
+        yield pool.check
+        raise
 
 
 # --- what borrowers change ---
@@ -280,64 +270,40 @@ class _Originals:
 
 
 class _Once:
-    """Does a thing once however many threads ask; those who come meanwhile share its outcome."""
+    """Does a thing once however many threads or tasks ask; those who come meanwhile share its end.
 
-    def __init__(self) -> None:
-        self.done = False
+    `wait` gives the result of a future, or what to await for it.
+    """
+
+    def __init__(self, wait: Callable[[Future[Any]], Any]) -> None:
+        self._wait = wait
+        self._done = False
         self._lock = threading.Lock()
-        self._running: Future[bool] | None = None
+        self._running: Future[BaseException | None] | None = None
 
-    def run(self, action: Callable[[], None]) -> None:
-        while not self.done:
+    def steps(self, action: Callable[[], Steps[None]]) -> Steps[None]:
+        while not self._done:
             with self._lock:
                 theirs = self._running
-                mine: Future[bool] = Future()
+                mine: Future[BaseException | None] = Future()
                 if theirs is None:
                     self._running = mine
             if theirs is None:
-                self._lead(action, mine)
-            elif theirs.result():
+                yield from self._lead(action, mine)
                 return
-
-    def _lead(self, action: Callable[[], None], outcome: Future[bool]) -> None:
-        try:
-            action()
-            self.done = True
-        except BaseException as error:
-            self._running = None
-            if isinstance(error, Exception):
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(False)  # An interrupt is for one thread; the others try again.
-            raise
-        self._running = None
-        outcome.set_result(True)
-
-
-class _AsyncOnce:
-    """`_Once` for the tasks of one loop."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self._running: asyncio.Future[BaseException | None] | None = None
-
-    async def run(self, action: Callable[[], Any]) -> None:
-        while not self.done:
-            if self._running is None:
-                await self._lead(action)
-                continue
-            error = await asyncio.shield(self._running)
-            # A cancellation is for one task; the others try again.
+            error = yield partial(self._wait, theirs)
+            # An interrupt or a cancellation is for one of them; the others try again.
             if isinstance(error, Exception):
                 raise error
 
-    async def _lead(self, action: Callable[[], Any]) -> None:
+    def _lead(
+        self, action: Callable[[], Steps[None]], outcome: Future[BaseException | None]
+    ) -> Steps[None]:
         # The error is the result: nobody may be there to retrieve an exception.
-        outcome = self._running = asyncio.get_running_loop().create_future()
         error: BaseException | None = None
         try:
-            await action()
-            self.done = True
+            yield from action()
+            self._done = True
         except BaseException as caught:
             error = caught
             raise
@@ -347,7 +313,12 @@ class _AsyncOnce:
             del error
 
 
-# --- sources of the sync types ---
+def _shielded(outcome: Future[Any]) -> Any:
+    """Give what a task awaits of a future that is others' as well: its cancellation ends there."""
+    return asyncio.shield(asyncio.wrap_future(outcome))
+
+
+# --- sources ---
 
 
 class DirectSource:
@@ -355,14 +326,13 @@ class DirectSource:
 
     pool = None
     unopened = False
-    closed = False
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
-        self._proof = _Once()
+        self._proof = _Once(Future.result)
 
     def open(self) -> None:
-        self._proof.run(lambda: drive(self._connector.prove()))
+        drive(self._proof.steps(self._connector.prove))
 
     def getconn(self, timeout: float | None = None) -> Connection[Any]:
         conn: Connection[Any] = drive(self._connector.connect(timeout))
@@ -375,18 +345,45 @@ class DirectSource:
         """Nothing to close: each connection is its borrower's."""
 
 
+class AsyncDirectSource:
+    """`DirectSource` for the tasks of one loop."""
+
+    pool = None
+    unopened = False
+
+    def __init__(self, connector: Connector, ended: Ended | None = None) -> None:  # noqa: ARG002
+        self._connector = connector
+        self._proof = _Once(_shielded)
+
+    async def open(self) -> None:
+        await adrive(self._proof.steps(self._connector.prove))
+
+    async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]:
+        conn: AsyncConnection[Any] = await adrive(self._connector.connect(timeout))
+        return conn
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        await conn.close()
+
+    async def close(self) -> None:
+        """Nothing to close: each connection is its borrower's."""
+
+    def close_soon(self) -> None:
+        """Nothing to close either."""
+
+
 class _Pool(ConnectionPool["Connection[Any]"]):
     """psycopg_pool's, which a forked child leaves alone, and which no borrower changes."""
 
     def __init__(self, originals: _Originals, **kwargs: Any) -> None:
         self._owner = os.getpid()
-        self._originals = originals
+        self.originals = originals
         super().__init__(**kwargs)
 
     def putconn(self, conn: Connection[Any]) -> None:
-        if self._originals.is_changed(conn):
+        if self.originals.is_changed(conn):
             with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
-                drive(self._originals.restore_steps(conn))
+                drive(self.originals.restore_steps(conn))
         super().putconn(conn)
 
     def __del__(self) -> None:
@@ -398,31 +395,59 @@ class _Pool(ConnectionPool["Connection[Any]"]):
             super().__del__()
 
 
+class _AsyncPool(AsyncConnectionPool["AsyncConnection[Any]"]):
+    """psycopg_pool's, which no borrower changes."""
+
+    def __init__(self, originals: _Originals, **kwargs: Any) -> None:
+        self.originals = originals
+        super().__init__(**kwargs)
+
+    async def putconn(self, conn: AsyncConnection[Any]) -> None:
+        if self.originals.is_changed(conn):
+            with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
+                await adrive(self.originals.restore_steps(conn))
+        await super().putconn(conn)
+
+
+def _new_pool(type_: Callable[..., P], connector: Connector, driver: Callable[..., Any]) -> P:
+    originals = _Originals()
+    pool = type_(
+        originals,
+        **connector.pool_arguments(
+            lambda conn: driver(_configure_steps(connector, originals, conn)),
+            lambda conn: driver(_check_steps(weak(), conn)),
+        ),
+    )
+    # Weak: the pool holds its check.
+    weak = ref(pool)
+    return pool
+
+
+def _configure_steps(
+    connector: Connector, originals: _Originals, conn: AnyConnection
+) -> Steps[None]:
+    originals.note(conn)  # At once: the end of a loop closes those that are noted.
+    yield from connector.prepare(conn)
+    originals.note(conn)
+
+
 class PoolSource:
     """A pool of connections."""
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
-        self._opening = _Once()
+        self._opening = _Once(Future.result)
         self.unopened = True
         self.closed = False
-        check, originals = _Check(), _Originals()
-        self.pool = _Pool(
-            originals,
-            **connector.pool_arguments(
-                partial(_configure, connector, originals),
-                lambda conn: drive(check.steps(conn)),
-            ),
-        )
-        check.pool = ref(self.pool)
+        self.pool = _new_pool(_Pool, connector, drive)
         self.getconn = self.pool.getconn
 
     def open(self) -> None:
-        self._opening.run(self._open)
+        drive(self._opening.steps(self._open))
 
-    def _open(self) -> None:
-        drive(self._connector.prove())
-        self.pool.open()
+    def _open(self) -> Steps[None]:
+        yield from self._connector.prove()
+        yield self.pool.open
         _open_pools.add(self.pool)
         self.unopened = False
         if self.closed:
@@ -441,95 +466,36 @@ class PoolSource:
         self.pool.close()
 
 
-def _configure(connector: Connector, originals: _Originals, conn: Connection[Any]) -> None:
-    drive(connector.prepare(conn))
-    originals.note(conn)
-
-
-# --- sources of the async types ---
-
-
-class AsyncDirectSource:
-    """`DirectSource` for coroutines."""
-
-    pool = None
-    unopened = False
-    closed = False
-
-    def __init__(self, connector: Connector, ended: Ended | None = None) -> None:  # noqa: ARG002
-        self._connector = connector
-        self._proof = _AsyncOnce()
-
-    async def open(self) -> None:
-        await self._proof.run(lambda: adrive(self._connector.prove()))
-
-    async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]:
-        conn: AsyncConnection[Any] = await adrive(self._connector.connect(timeout))
-        return conn
-
-    async def putconn(self, conn: AsyncConnection[Any]) -> None:
-        await conn.close()
-
-    async def close(self) -> None:
-        """Nothing to close: each connection is its borrower's."""
-
-    def close_soon(self) -> None:
-        """Nothing to close either."""
-
-
-class _AsyncPool(AsyncConnectionPool["AsyncConnection[Any]"]):
-    """psycopg_pool's, which no borrower changes."""
-
-    def __init__(self, originals: _Originals, **kwargs: Any) -> None:
-        self._originals = originals
-        super().__init__(**kwargs)
-
-    async def putconn(self, conn: AsyncConnection[Any]) -> None:
-        if self._originals.is_changed(conn):
-            with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
-                await adrive(self._originals.restore_steps(conn))
-        await super().putconn(conn)
-
-
 class AsyncPoolSource:
     """A pool that belongs to the loop in which it is opened, and ends with it."""
 
     def __init__(self, connector: Connector, ended: Ended | None = None) -> None:
         self._connector = connector
-        self._opening = _AsyncOnce()
+        self._opening = _Once(_shielded)
         self._ended = ended
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._originals = _Originals()
         self.unopened = True
         self.closed = False
-        check = _Check()
-        self.pool = _AsyncPool(
-            self._originals,
-            **connector.pool_arguments(
-                partial(_aconfigure, connector, self._originals),
-                lambda conn: adrive(check.steps(conn)),
-            ),
-        )
-        check.pool = ref(self.pool)
+        self.pool = _new_pool(_AsyncPool, connector, adrive)
         self.getconn = self.pool.getconn
 
     async def open(self) -> None:
-        await self._opening.run(self._open)
+        await adrive(self._opening.steps(self._open))
 
-    async def _open(self) -> None:
-        await adrive(self._connector.prove())
+    def _open(self) -> Steps[None]:
+        yield from self._connector.prove()
         if self.closed:
             raise PoolClosed("the pool was closed while it was being opened")
         others = asyncio.all_tasks()
-        await self.pool.open()
+        yield self.pool.open
         loop = asyncio.get_running_loop()
         self._keeper = loop.create_task(self._keep(), name=f"{self.pool.name}-keeper")
         self._tasks = asyncio.all_tasks() - others
         _kept.add(self)
         self.unopened = False
         # Cancelled before its first step, the keeper would not close anything.
-        await asyncio.sleep(0)
+        yield partial(asyncio.sleep, 0)
 
     async def _keep(self) -> None:
         """Live as long as the loop, then close the pool.
@@ -556,13 +522,11 @@ class AsyncPoolSource:
             await self.pool.check()
 
     async def close(self) -> None:
-        self.closed = True
         keeper = self._keeper
-        if keeper is None:
-            return
-        if keeper.get_loop() is not asyncio.get_running_loop():
+        if keeper is None or keeper.get_loop() is not asyncio.get_running_loop():
             self.close_soon()
             return
+        self.closed = True
         keeper.cancel()
         await asyncio.wait([keeper])
 
@@ -587,7 +551,7 @@ class AsyncPoolSource:
     def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what a loop left behind that was closed without ending its tasks."""
         _kept.discard(self)
-        for conn in self._originals.connections():
+        for conn in self.pool.originals.connections():
             conn.pgconn.finish()
         for task in asyncio.all_tasks(loop):
             coro: Any = task.get_coro()
@@ -598,24 +562,14 @@ class AsyncPoolSource:
                     coro.close()
 
 
-async def _aconfigure(
-    connector: Connector, originals: _Originals, conn: AsyncConnection[Any]
-) -> None:
-    originals.note(conn)  # At once: the end of the loop closes those that are noted.
-    await adrive(connector.prepare(conn))
-    originals.note(conn)
-
-
-class _NoCancelledConnects(logging.Filter):
-    """Holds back psycopg_pool's warnings of connects that the end of the loop cancelled."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        args = record.args if isinstance(record.args, tuple) else ()
-        return not any(isinstance(arg, asyncio.CancelledError) for arg in args)
+def _is_worth_a_word(record: logging.LogRecord) -> bool:
+    """Hold back psycopg_pool's warnings of connects that the end of the loop cancelled."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    return not any(isinstance(arg, asyncio.CancelledError) for arg in args)
 
 
 _pool_logger = logging.getLogger("psycopg.pool")
-_pool_logger.addFilter(_NoCancelledConnects())
+_pool_logger.addFilter(_is_worth_a_word)
 
 
 # --- the end of the process, and its children ---

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["CONNECTION_TYPES", "ConnectionType"]
-
 
 class ConnectionType(str, Enum):
     """The four ways to connect."""

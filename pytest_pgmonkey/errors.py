@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, fields
+
 __all__ = [
     "ConfigError",
     "EnvInterpolationError",
@@ -15,6 +18,7 @@ class PGMonkeyError(Exception):
     """Base of every error that this package raises by itself."""
 
 
+@dataclass(eq=False)
 class ConfigError(PGMonkeyError, ValueError):
     """A configuration is wrong.
 
@@ -22,18 +26,14 @@ class ConfigError(PGMonkeyError, ValueError):
     culprit, `hint` what to do about it. None of them ever holds a secret.
     """
 
-    def __init__(
-        self,
-        problem: str,
-        file: str | None = None,
-        key: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        self.problem = problem
-        self.file = file
-        self.key = key
-        self.hint = hint
-        super().__init__(problem, file, key, hint)
+    problem: str
+    file: str | None = None
+    key: str | None = None
+    hint: str | None = None
+
+    def __post_init__(self) -> None:
+        # All of them, in order: an exception is unpickled by calling its class with its args.
+        self.args = tuple(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
         where = ": ".join(part for part in (self.file, self.key) if part)
@@ -41,24 +41,14 @@ class ConfigError(PGMonkeyError, ValueError):
         return f"{text} ({self.hint})" if self.hint else text
 
 
+@dataclass(eq=False)
 class EnvInterpolationError(ConfigError):
     """A variable or a secret file that the configuration refers to cannot be had.
 
     `variable` names the variable (`None` for a file).
     """
 
-    def __init__(
-        self,
-        problem: str,
-        file: str | None = None,
-        key: str | None = None,
-        hint: str | None = None,
-        variable: str | None = None,
-    ) -> None:
-        super().__init__(problem, file, key, hint)
-        self.variable = variable
-        # All of them, in order: an exception is unpickled by calling its class with its args.
-        self.args = (problem, file, key, hint, variable)
+    variable: str | None = None
 
 
 class HandleClosedError(PGMonkeyError):
@@ -67,3 +57,24 @@ class HandleClosedError(PGMonkeyError):
 
 class SandboxError(PGMonkeyError):
     """Something was asked of a test's rolled-back transaction that it cannot give."""
+
+
+class LibpqNotFoundError(PGMonkeyError, ImportError):
+    """psycopg cannot be imported: it needs libpq, PostgreSQL's client library."""
+
+
+def require_libpq() -> None:
+    """Raise LibpqNotFoundError where psycopg cannot be imported for want of a libpq.
+
+    Meant for the handler of an ImportError: where psycopg is not the cause, nothing is raised.
+    """
+    try:
+        import psycopg.pq  # noqa: F401
+    except ImportError:
+        chosen = os.environ.get("PSYCOPG_IMPL")
+        only = f" (PSYCOPG_IMPL={chosen} admits no other)" if chosen else ""
+        raise LibpqNotFoundError(
+            "psycopg finds no libpq, PostgreSQL's client library: install "
+            '"pytest-pgmonkey[binary]", which brings one, or "pytest-pgmonkey[c]" or the '
+            f"system's libpq (Debian: libpq5){only}"
+        ) from None

@@ -11,8 +11,8 @@ import sys
 import threading
 import warnings
 from asyncio import events
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from . import sources
-from .blocks import INHERITED, Block, Blocks, TransactionAbortedError, settle, undo
+from .blocks import INHERITED, Block, Blocks, settle, undo
 from .connecting import (
     AsyncDirectSource,
     AsyncPoolSource,
@@ -38,22 +38,20 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
-from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
-from .secrets import redact_config, redact_text
+from .secrets import redact_config
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from types import FrameType, TracebackType
+    from types import FrameType
 
     from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
     from .config import ConnectionSpec
     from .connecting import Hook
+    from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
-
-__all__ = ["AsyncHandle", "Handle", "ServerFacts", "TransactionAbortedError", "make_handle"]
 
 INTRANS = TransactionStatus.INTRANS
 
@@ -88,17 +86,8 @@ def _facts(conn: Any, start: float) -> Steps[ServerFacts]:
     cursor = conn.cursor(row_factory=tuple_row)
     yield partial(cursor.execute, _FACTS)
     version, database, user, pid, tls = yield cursor.fetchone
-    info = conn.info
-    return ServerFacts(
-        server_version=version,
-        database=database,
-        user=user,
-        tls=tls,
-        host=info.host,
-        port=info.port,
-        backend_pid=pid,
-        elapsed=perf_counter() - start,
-    )
+    host, port = conn.info.host, conn.info.port
+    return ServerFacts(version, database, user, tls, host, port, pid, perf_counter() - start)
 
 
 # --- what both kinds of handle are ---
@@ -138,15 +127,20 @@ class _BaseHandle:
     """What a handle is, whatever it does to get a connection."""
 
     def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+        self,
+        spec: ConnectionSpec,
+        hook: Hook | None = None,
+        manager: _Keeper | None = None,
+        connector: type[Connector] = Connector,
     ) -> None:
         self.spec = spec
-        self._connector = Connector(spec, hook)
+        self._connector = connector(spec, hook)
         self._blocks = Blocks()
         self._lock = threading.Lock()
         self._manager = ref(manager) if manager is not None else None
         self._closed = False
         self._successor: Any = None
+        self._reset_sources()
         forget_in_child(self)
 
     @property
@@ -159,13 +153,8 @@ class _BaseHandle:
         return RedactedConfig(self.spec.config)
 
     def __repr__(self) -> str:
-        shown = dict(self.spec.conninfo)
-        parts = [
-            f"{key}={shown[key]!r}" for key in ("host", "port", "dbname", "user") if key in shown
-        ]
         state = " (closed)" if self._closed else ""
-        text = f"<{type(self).__name__} {' '.join([str(self.spec.type), *parts])}{state}>"
-        return redact_text(text, self.spec.secrets)
+        return f"<{self.spec.describe(type(self).__name__)}{state}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         blocks = getattr(self, "_blocks", None)
@@ -186,13 +175,95 @@ class _BaseHandle:
     def _owner(self) -> _Keeper | None:
         return self._manager() if self._manager is not None else None
 
-    def _evict(self) -> None:
+    def connection(self, timeout: float | None = None) -> Any:
+        raise NotImplementedError
+
+    def _here(self) -> Any:
+        """Give a block on the connection of the surrounding one, or on one of its own."""
+        block = self._blocks.visible()
+        return nullcontext(block.conn) if block is not None else self.connection()
+
+    # --- the end ---
+
+    def _reset_sources(self) -> None:
+        raise NotImplementedError
+
+    def _take_sources(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _retire(self, successor: _BaseHandle | None = None) -> list[Any]:
+        """Close for good, or lead later blocks to another handle; gives the sources to close."""
+        with self._lock:
+            self._successor = successor or self._successor
+            self._closed = self._successor is None
+            return self._take_sources()
+
+    def _supersede(self, successor: _BaseHandle) -> Steps[None]:
+        """Lead later blocks to another handle; those that are open end in peace."""
+        for source in self._retire(successor):
+            yield source.close
+
+    def _disconnect(self, lent_to: Callable[[Any], Any]) -> Steps[None]:
+        try:
+            lent = lent_to(self)
+        except SandboxError:
+            return  # Outside of a test nothing is lent.
+        if lent is not None:
+            yield lent.close
+            return
+        successor = self._successor
+        for source in self._retire():
+            yield source.close
+        if successor is not None:
+            yield successor.disconnect
         if (manager := self._owner) is not None:
             manager._evict(self)
 
     def forget_parent(self) -> None:
         self._lock = threading.Lock()
         self._blocks.forget_parent()
+        leave_to_parent(self._take_sources())
+        if not self._closed and self._successor is None:
+            self._reset_sources()
+
+
+class _BaseLease:
+    """What a block that knows its own connection is."""
+
+    _block: Block | None = None
+
+    def __init__(self, handle: Any, timeout: float | None) -> None:
+        self._handle = handle
+        self._timeout = timeout
+
+    def _refuse_second(self) -> None:
+        if self._block is not None:
+            raise PGMonkeyError(
+                f"this connection() is open since {self._block.where}: "
+                "call handle.connection() for each block"
+            )
+
+    def _note(self, borrowed: tuple[Any, Any], frame: FrameType) -> Any:
+        self._block = self._handle._blocks.enter(*borrowed, frame, paired=False)
+        return borrowed[1]
+
+    def _take(self) -> Block:
+        block, self._block = self._block, None
+        if block is None:
+            raise PGMonkeyError("this connection() was not entered, or was left already")
+        self._handle._blocks.remove(block)
+        return block
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        block = self._block
+        if block is None or block.is_inherited:
+            return
+        self._handle._blocks.remove(block)
+        _warn(
+            f"a connection of {self._handle!r}, taken at {block.where}, was never given back",
+            ResourceWarning,
+            source=self,
+        )
 
 
 # --- sync ---
@@ -204,27 +275,18 @@ class Handle(_BaseHandle):
     Any number of threads may have blocks open at the same time, each on a connection of its own.
     """
 
-    def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
-    ) -> None:
-        super().__init__(spec, hook, manager)
-        self._source: DirectSource | PoolSource | None = self._new_source()
+    _source: DirectSource | PoolSource | None
 
-    def _new_source(self) -> DirectSource | PoolSource:
-        source: type[DirectSource | PoolSource] = _TABLE[self.spec.type][1]
-        return source(self._connector)
+    def _reset_sources(self) -> None:
+        source = PoolSource if self.spec.type.is_pool else DirectSource
+        self._source = source(self._connector)
 
     def __enter__(self) -> Connection[Any]:
         source, conn = self._borrow(None)
         self._blocks.enter(source, conn, sys._getframe(1), paired=True)
         return conn
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         self._end(self._blocks.leave(sys._getframe(1)), exc)
 
     def connection(self, timeout: float | None = None) -> Lease:
@@ -237,31 +299,14 @@ class Handle(_BaseHandle):
     @contextmanager
     def cursor(self, *args: Any, **kwargs: Any) -> Iterator[Cursor[Any]]:
         """Open a cursor on the connection of the surrounding block, or on one of its own."""
-        block = self._blocks.visible()
-        if block is not None:
-            with OwnContext(block.conn.cursor(*args, **kwargs)) as cursor:
-                yield cursor
-        else:
-            with (
-                self.connection() as conn,
-                OwnContext(conn.cursor(*args, **kwargs)) as cursor,
-            ):
-                yield cursor
+        with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
+            yield cursor
 
     @contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[Connection[Any]]:
         """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
-        block = self._blocks.visible()
-        if block is not None:
-            conn = block.conn
-            with OwnContext(conn.transaction(force_rollback=force_rollback)):
-                yield conn
-        else:
-            with (
-                self.connection() as conn,
-                OwnContext(conn.transaction(force_rollback=force_rollback)),
-            ):
-                yield conn
+        with self._here() as conn, OwnContext(conn.transaction(force_rollback=force_rollback)):
+            yield conn
 
     @property
     def pool(self) -> ConnectionPool[Any] | None:
@@ -271,9 +316,7 @@ class Handle(_BaseHandle):
         lent = sources.lent_to(self)
         if lent is not None:
             return lent  # type: ignore[return-value]
-        source = self._source
-        if source is None:
-            return self._forward().pool  # type: ignore[no-any-return]
+        source = self._source or self._forward()
         return source.pool
 
     def test_connection(self) -> ServerFacts:
@@ -284,21 +327,7 @@ class Handle(_BaseHandle):
 
     def disconnect(self) -> None:
         """Close for good; connections in use are closed at the end of their blocks."""
-        try:
-            lent = sources.lent_to(self)
-        except SandboxError:
-            return  # Outside of a test nothing is lent.
-        if lent is not None:
-            lent.close()
-            return
-        with self._lock:
-            source, self._source = self._source, None
-            self._closed = self._successor is None
-        if source is not None:
-            source.close()
-        if self._successor is not None:
-            self._successor.disconnect()
-        self._evict()
+        drive(self._disconnect(sources.lent_to))
 
     # --- for the manager ---
 
@@ -308,24 +337,19 @@ class Handle(_BaseHandle):
         pool = source.pool if source is not None else None
         return source is None or (pool is not None and pool.closed and not source.unopened)
 
-    def _open(self) -> None:
+    def _open(self) -> Steps[None]:
         """Prove that the server answers, and open the pool."""
         source = self._source
         if source is not None:
-            source.open()
+            yield source.open
+
+    def _take_sources(self) -> list[DirectSource | PoolSource]:
+        source, self._source = self._source, None
+        return [source] if source is not None else []
 
     def _end_all(self) -> None:
         """Close from outside; for a handle whose owner is no manager."""
-        source, self._source, self._closed = self._source, None, True
-        if source is not None:
-            source.close()
-
-    def _supersede(self, successor: Handle) -> None:
-        """Lead later blocks to another handle; those that are open end in peace."""
-        with self._lock:
-            source, self._source = self._source, None
-            self._successor = successor
-        if source is not None:
+        for source in self._retire():
             source.close()
 
     # --- lending ---
@@ -368,38 +392,18 @@ class Handle(_BaseHandle):
         finally:
             source.putconn(conn)
 
-    def forget_parent(self) -> None:
-        super().forget_parent()
-        if self._source is not None:
-            leave_to_parent(self._source)
-            self._source = self._new_source()
 
-
-class Lease:
+class Lease(_BaseLease):
     """A block that knows its own connection; made by `Handle.connection()`."""
 
-    _block: Block | None = None
-
-    def __init__(self, handle: Handle, timeout: float | None) -> None:
-        self._handle = handle
-        self._timeout = timeout
-
     def __enter__(self) -> Connection[Any]:
-        _judge_free(self._block)
-        source, conn = self._handle._borrow(self._timeout)
-        self._block = self._handle._blocks.enter(source, conn, sys._getframe(1), paired=False)
+        self._refuse_second()
+        borrowed = self._handle._borrow(self._timeout)
+        conn: Connection[Any] = self._note(borrowed, sys._getframe(1))
         return conn
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._handle._end(_take_block(self), exc)
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        _judge_lost(self, _warn)
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        self._handle._end(self._take(), exc)
 
 
 # --- async ---
@@ -412,13 +416,10 @@ class AsyncHandle(_BaseHandle):
     each event loop it has a source of its own.
     """
 
-    def __init__(
-        self, spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
-    ) -> None:
-        super().__init__(spec, hook, manager)
-        self._sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource] = (
-            WeakKeyDictionary()
-        )
+    _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
+
+    def _reset_sources(self) -> None:
+        self._sources = WeakKeyDictionary()
 
     # `async with` calls these two in its own frame, which must be seen: hence no `async def`.
 
@@ -426,10 +427,7 @@ class AsyncHandle(_BaseHandle):
         return self._enter(sys._getframe(1))
 
     def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: object, exc: BaseException | None, traceback: object
     ) -> Coroutine[Any, Any, None]:
         return self._exit(sys._getframe(1), exc)
 
@@ -451,33 +449,19 @@ class AsyncHandle(_BaseHandle):
     @asynccontextmanager
     async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncCursor[Any]]:
         """Open a cursor on the connection of the surrounding block, or on one of its own."""
-        block = self._blocks.visible()
-        if block is not None:
-            async with OwnContext(block.conn.cursor(*args, **kwargs)) as cursor:
-                yield cursor
-        else:
-            async with (
-                self.connection() as conn,
-                OwnContext(conn.cursor(*args, **kwargs)) as cursor,
-            ):
-                yield cursor
+        async with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
+            yield cursor
 
     @asynccontextmanager
     async def transaction(
         self, force_rollback: bool = False
     ) -> AsyncIterator[AsyncConnection[Any]]:
         """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
-        block = self._blocks.visible()
-        if block is not None:
-            conn = block.conn
-            async with OwnContext(conn.transaction(force_rollback=force_rollback)):
-                yield conn
-        else:
-            async with (
-                self.connection() as conn,
-                OwnContext(conn.transaction(force_rollback=force_rollback)),
-            ):
-                yield conn
+        async with (
+            self._here() as conn,
+            OwnContext(conn.transaction(force_rollback=force_rollback)),
+        ):
+            yield conn
 
     @property
     def pool(self) -> AsyncConnectionPool[Any] | None:
@@ -503,19 +487,7 @@ class AsyncHandle(_BaseHandle):
 
     async def disconnect(self) -> None:
         """Close for good; connections in use are closed at the end of their blocks."""
-        try:
-            lent = sources.lent_to_async(self)
-        except SandboxError:
-            return  # Outside of a test nothing is lent.
-        if lent is not None:
-            await lent.close()
-            return
-        successor = self._successor
-        for source in self._retire():
-            await source.close()
-        if successor is not None:
-            await successor.disconnect()
-        self._evict()
+        await adrive(self._disconnect(sources.lent_to_async))
 
     # --- for the manager ---
 
@@ -523,15 +495,15 @@ class AsyncHandle(_BaseHandle):
     def _gone(self) -> bool:
         return self._closed or self._successor is not None
 
-    async def _open(self) -> None:
+    def _open(self) -> Steps[None]:
         """Prove that the server answers, and open the pool of this loop."""
         if not self._gone:
-            await self._source_in(asyncio.get_running_loop()).open()
+            yield self._source_in(asyncio.get_running_loop()).open
 
-    async def _supersede(self, successor: AsyncHandle) -> None:
-        """Lead later blocks to another handle; those that are open end in peace."""
-        for source in self._retire(successor):
-            await source.close()
+    def _take_sources(self) -> list[AsyncDirectSource | AsyncPoolSource]:
+        taken = list(self._sources.values())
+        self._sources.clear()
+        return taken
 
     def _close_soon(self) -> None:
         """Close from sync code: each loop closes its own pool when it gets to it."""
@@ -550,16 +522,6 @@ class AsyncHandle(_BaseHandle):
             else:
                 loop.run_until_complete(source.close())
 
-    def _retire(
-        self, successor: AsyncHandle | None = None
-    ) -> list[AsyncDirectSource | AsyncPoolSource]:
-        with self._lock:
-            self._successor = successor or self._successor
-            self._closed = self._successor is None
-            retired = list(self._sources.values())
-            self._sources.clear()
-        return retired
-
     def __del__(self, _warn: Any = warnings.warn) -> None:
         super().__del__(_warn)
         for source in list(getattr(self, "_sources", {}).values()):
@@ -574,16 +536,13 @@ class AsyncHandle(_BaseHandle):
         with self._lock:
             source = self._sources.get(loop)
             if source is None:
-                self._drop_closed_loops()
-                source = self._sources[loop] = _TABLE[self.spec.type][1](
-                    self._connector, partial(_loop_ended, ref(self), ref(loop))
-                )
+                # A pool holds its loop, which therefore never leaves the dictionary by itself.
+                for ended in [ended for ended in self._sources if ended.is_closed()]:
+                    self._sources.pop(ended).close_soon()
+                kind = AsyncPoolSource if self.spec.type.is_pool else AsyncDirectSource
+                forget = partial(_loop_ended, ref(self), ref(loop))
+                source = self._sources[loop] = kind(self._connector, forget)
         return source
-
-    def _drop_closed_loops(self) -> None:
-        # A pool holds its loop, which therefore never leaves the dictionary by itself.
-        for loop in [loop for loop in self._sources if loop.is_closed()]:
-            self._sources.pop(loop).close_soon()
 
     async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
         lent = sources.lent_to_async(self)
@@ -613,71 +572,21 @@ class AsyncHandle(_BaseHandle):
         finally:
             await source.putconn(conn)
 
-    def forget_parent(self) -> None:
-        super().forget_parent()
-        leave_to_parent(self._sources)
-        self._sources = WeakKeyDictionary()
 
-
-class AsyncLease:
+class AsyncLease(_BaseLease):
     """A block that knows its own connection; made by `AsyncHandle.connection()`."""
-
-    _block: Block | None = None
-
-    def __init__(self, handle: AsyncHandle, timeout: float | None) -> None:
-        self._handle = handle
-        self._timeout = timeout
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection[Any]]:
         return self._enter(sys._getframe(1))
 
     async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
-        _judge_free(self._block)
-        source, conn = await self._handle._borrow(self._timeout)
-        self._block = self._handle._blocks.enter(source, conn, frame, paired=False)
+        self._refuse_second()
+        borrowed = await self._handle._borrow(self._timeout)
+        conn: AsyncConnection[Any] = self._note(borrowed, frame)
         return conn
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._handle._end(_take_block(self), exc)
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        _judge_lost(self, _warn)
-
-
-# --- small decisions of both ---
-
-
-def _judge_free(block: Block | None) -> None:
-    if block is not None:
-        raise PGMonkeyError(
-            f"this connection() is open since {block.where}: "
-            "call handle.connection() for each block"
-        )
-
-
-def _take_block(lease: Lease | AsyncLease) -> Block:
-    block, lease._block = lease._block, None
-    if block is None:
-        raise PGMonkeyError("this connection() was not entered, or was left already")
-    lease._handle._blocks.remove(block)
-    return block
-
-
-def _judge_lost(lease: Lease | AsyncLease, warn: Any) -> None:
-    block = lease._block
-    if block is None or block.is_inherited:
-        return
-    lease._handle._blocks.remove(block)
-    warn(
-        f"a connection of {lease._handle!r}, taken at {block.where}, was never given back",
-        ResourceWarning,
-        source=lease,
-    )
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        await self._handle._end(self._take(), exc)
 
 
 def _loop_ended(
@@ -689,19 +598,12 @@ def _loop_ended(
         del handle._sources[loop]
 
 
-# --- the table ---
-
-_TABLE: dict[ConnectionType, tuple[type[Any], type[Any]]] = {
-    ConnectionType.NORMAL: (Handle, DirectSource),
-    ConnectionType.POOL: (Handle, PoolSource),
-    ConnectionType.ASYNC: (AsyncHandle, AsyncDirectSource),
-    ConnectionType.ASYNC_POOL: (AsyncHandle, AsyncPoolSource),
-}
-
-
 def make_handle(
-    spec: ConnectionSpec, hook: Hook | None = None, manager: _Keeper | None = None
+    spec: ConnectionSpec,
+    hook: Hook | None = None,
+    manager: _Keeper | None = None,
+    connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
-    handle: Handle | AsyncHandle = _TABLE[spec.type][0](spec, hook, manager)
-    return handle
+    kind = AsyncHandle if spec.type.is_async else Handle
+    return kind(spec, hook, manager, connector)

@@ -13,26 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from inspect import signature
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ConfigError
-from .libpq import require_libpq
+from .errors import ConfigError, require_libpq
 from .secrets import is_reference, redact_text
 
 if TYPE_CHECKING:
     from .connection_type import ConnectionType
-
-__all__ = [
-    "TLS_FILES",
-    "Judge",
-    "expanded",
-    "judge_name",
-    "kind_of",
-    "nearest",
-    "refuse_connection_strings",
-    "shown",
-]
 
 # --- names and kinds ---
 
@@ -57,13 +44,10 @@ def judge_name(
     known = tuple(known)
     if name in known:
         return
+    problem, hint = f"unknown {kind} {shown(name)}", nearest(name, known)
     if not isinstance(name, str):
-        raise ConfigError(
-            f"a {kind} name is {kind_of(name)}", origin, section or None, "put it in quotes"
-        )
-    raise ConfigError(
-        f"unknown {kind} {shown(name)}", origin, section or None, nearest(name, known)
-    )
+        problem, hint = f"a {kind} name is {kind_of(name)}", "put it in quotes"
+    raise ConfigError(problem, origin, section or None, hint)
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
@@ -86,21 +70,20 @@ def shown(name: object) -> str:
     return repr(text if len(text) <= 40 and ":" not in text else text[:20].split(":")[0] + "...")
 
 
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "a boolean"),
+    (str, "a string"),
+    ((int, float), "a number"),
+    ((list, tuple), "a list"),
+    (Mapping, "a mapping"),
+)
+
+
 def kind_of(value: object) -> str:
     if value is None:
         return "empty"
-    if isinstance(value, bool):
-        return "a boolean"
-    kinds: dict[type, str] = {
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        tuple: "a list",
-    }
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return kinds.get(type(value), f"of type {type(value).__name__}")
+    found = (kind for type_, kind in _KINDS if isinstance(value, type_))
+    return next(found, f"of type {type(value).__name__}")
 
 
 # --- values ---
@@ -111,16 +94,10 @@ _BOOLEANS = {
 }
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _SETTING_NAME = re.compile(r"[^\W\d][\w$]*(\.[^\W\d][\w$]*)*")
-_PLAIN_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 
 _LIBPQ_INTEGERS = frozenset(
-    {
-        "connect_timeout",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "tcp_user_timeout",
-    }
+    {"connect_timeout", "keepalives_count", "keepalives_idle", "keepalives_interval"}
+    | {"tcp_user_timeout"}
 )
 _LIBPQ_BOOLEANS = frozenset({"gssdelegation", "keepalives", "sslcompression", "sslsni"})
 _LIBPQ_PATHS = frozenset(
@@ -183,14 +160,12 @@ class Judge:
         return expanded(text) if name in _LIBPQ_PATHS else text
 
     def text(self, value: Any, key: str) -> str:
-        if isinstance(value, str):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        if is_reference(value):
-            self.wrong("refers to a secret", key, "interpolation is off: pass resolve_env=True")
+        self.refuse_reference(value, key)
+        kind = "None" if value is None else kind_of(value)
         hint = "put it in quotes" if isinstance(value, bool) else None
-        return self.wrong(f"must be a string, not {_noun(value)}", key, hint)
+        return self.wrong(f"must be a string, not {kind}", key, hint)
 
     def boolean(self, value: Any, key: str) -> bool:
         if isinstance(value, bool):
@@ -227,12 +202,15 @@ class Judge:
         # One per host, libpq's default where an item is empty.
         parts = value.split(",") if isinstance(value, str) and "," in value else [value]
         return ",".join(
-            "" if isinstance(part, str) and not part.strip() else self.one_port(part, key)
+            ""
+            if isinstance(part, str) and not part.strip()
+            else str(self.integer(part, key, 1, 65535))
             for part in parts
         )
 
-    def one_port(self, value: Any, key: str) -> str:
-        return str(self.integer(value, key, 1, 65535))
+    def refuse_reference(self, value: Any, key: str) -> None:
+        if is_reference(value):
+            self.wrong("refers to a secret", key, self.unresolved(value))
 
     def unresolved(self, value: Any) -> str | None:
         return "interpolation is off: pass resolve_env=True" if is_reference(value) else None
@@ -248,32 +226,29 @@ class Judge:
             return
         for name in TLS_FILES:
             path = conninfo.get(name)
-            if path and not (name == "sslrootcert" and path == "system"):
-                self.tls_file(path, f"connection_settings.{name}")
-
-    def tls_file(self, path: str, key: str) -> None:
-        try:
-            with open(path, "rb"):  # half the cost of Path.open, on every call
-                return
-        except OSError as error:
-            if key.endswith("sslkey") and ":" in path and isinstance(error, FileNotFoundError):
-                return  # A key in a hardware engine: "engine:key".
-            reason = error.strerror
-        self.wrong(f"cannot read the file {path}: {reason}", key)
+            if not path or (name == "sslrootcert" and path == "system"):
+                continue
+            try:
+                with open(path, "rb"):  # half the cost of Path.open, on every call
+                    pass
+            except OSError as error:
+                # A key may be in a hardware engine: "engine:key".
+                if not (name == "sslkey" and ":" in path and isinstance(error, FileNotFoundError)):
+                    problem = f"cannot read the file {path}: {error.strerror}"
+                    raise ConfigError(problem, self.origin, f"connection_settings.{name}") from None
 
     # --- session settings ---
 
     def session_settings(self, type_: ConnectionType) -> tuple[tuple[str, str], ...]:
         section = type_.settings_section
+        settings = self.config.get(section, {})
+        for name in settings:
+            if not _SETTING_NAME.fullmatch(name):
+                self.wrong(f"{shown(name)} cannot be the name of a setting", section)
         return tuple(
-            (self.setting_name(name, section), self.setting_value(value, f"{section}.{name}"))
-            for name, value in self.config.get(section, {}).items()
+            (name, self.setting_value(value, f"{section}.{name}"))
+            for name, value in settings.items()
         )
-
-    def setting_name(self, name: str, section: str) -> str:
-        if not _SETTING_NAME.fullmatch(name):
-            self.wrong(f"{shown(name)} cannot be the name of a setting", section)
-        return name
 
     def setting_value(self, value: Any, key: str) -> str:
         if isinstance(value, bool):
@@ -282,8 +257,7 @@ class Judge:
             return str(value)
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return ", ".join(_identifier(item) for item in value)
-        if is_reference(value):
-            self.wrong("refers to a secret", key, self.unresolved(value))
+        self.refuse_reference(value, key)
         return self.wrong("must be a string, a number, a boolean or a list of strings", key)
 
     # --- pools ---
@@ -306,17 +280,13 @@ class Judge:
         # max_size alone, below psycopg_pool's default of 4 for min_size, is no contradiction.
         if arguments.get("max_size", 4) in (1, 2, 3):
             arguments.setdefault("min_size", arguments["max_size"])
-        self.pool_sizes(arguments, section)
-        return tuple(sorted(arguments.items())), check_on_checkout
-
-    def pool_sizes(self, arguments: Mapping[str, Any], section: str) -> None:
-        # Where one of them is absent: 4, and as many as min_size.
         smallest = arguments.get("min_size", 4)
         largest = arguments.get("max_size", smallest)
         if smallest > largest:
             self.wrong(f"min_size ({smallest}) is above max_size ({largest})", section)
         if largest == 0:
             self.wrong("min_size 0 needs a max_size", section)
+        return tuple(sorted(arguments.items())), check_on_checkout
 
     def callback(self, value: Any, key: str) -> Any:
         if not callable(value):
@@ -327,13 +297,6 @@ class Judge:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             self.wrong("must be a mapping of psycopg.connect()'s arguments", key)
         return _Frozen(value)
-
-    def close_returns(self, value: Any, key: str) -> bool:
-        from psycopg_pool import ConnectionPool
-
-        if "close_returns" not in signature(ConnectionPool).parameters:
-            self.wrong("needs psycopg_pool 3.3 or newer", key)
-        return self.boolean(value, key)
 
     def plain_string(self, value: Any, key: str) -> str:
         return value if isinstance(value, str) else self.wrong("must be a string", key)
@@ -368,7 +331,7 @@ _POOL_RULES: dict[str, _Rule] = {
     "reconnect_timeout": lambda judge, value, key: judge.number(value, key, 0),
     "num_workers": lambda judge, value, key: judge.integer(value, key, 1),
     "name": Judge.plain_string,
-    "close_returns": Judge.close_returns,
+    "close_returns": Judge.boolean,
     "open": Judge.boolean,
     "kwargs": Judge.keywords,
     "check": Judge.callback,
@@ -383,16 +346,11 @@ _POOL_REFUSED = {
 }
 
 
-def _noun(value: object) -> str:
-    return "None" if value is None else kind_of(value)
-
-
 def expanded(path: str) -> str:
     return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def _identifier(name: str) -> str:
-    if _PLAIN_IDENTIFIER.fullmatch(name):
+    if re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         return name
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+    return '"{}"'.format(name.replace('"', '""'))

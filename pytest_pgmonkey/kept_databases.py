@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-__all__ = [
-    "LIMIT",
-    "Kept",
-    "KeptError",
-    "describe",
-    "entries",
-    "names_in",
-    "new_name",
-    "remove",
-    "remove_old",
-    "writable_directory",
-]
-
 LIMIT: Final = 10
 _DIRECTORY: Final = "kept"
 _PREFIX: Final = "pgmonkey_kept_"
@@ -82,10 +69,7 @@ class Kept:
         return replace(self, file=file)
 
     def forget(self) -> None:
-        """Remove its file, and with the last one of a server of the kit's own the server.
-
-        Raises KeptError.
-        """
+        """Remove its file; a server of the kit's own ends with its last one. Raises KeptError."""
         try:
             if self.file is not None:
                 self.file.unlink(missing_ok=True)
@@ -100,14 +84,11 @@ class Kept:
 def new_name(test: str) -> str:
     """Give a new name for the database of a test, which tells the test."""
     suffix = f"_{secrets.token_hex(4)}"
-    words = re.sub(r"[^a-z0-9]+", "_", _function(test).lower()).strip("_") or "test"
-    return _PREFIX + words[: _NAME_LIMIT - len(_PREFIX) - len(suffix)].rstrip("_") + suffix
-
-
-def _function(test: str) -> str:
-    """Give the last part of a test's name, with its parameters."""
+    # Parameters may hold "::" too.
     path, bracket, parameters = test.partition("[")
-    return path.rpartition("::")[2] + bracket + parameters
+    function = path.rpartition("::")[2] + bracket + parameters
+    words = re.sub(r"[^a-z0-9]+", "_", function.lower()).strip("_") or "test"
+    return _PREFIX + words[: _NAME_LIMIT - len(_PREFIX) - len(suffix)].rstrip("_") + suffix
 
 
 def entries() -> list[Kept]:
@@ -124,10 +105,7 @@ def names_in(container: str) -> set[str]:
 
 
 def remove(kept: Kept) -> None:
-    """Drop a database and forget it; the last one of a server of the kit's own ends the server.
-
-    Raises KeptError.
-    """
+    """Drop a database and forget it; raises KeptError."""
     _SOURCES[kept.source].drop(kept)
     kept.forget()
 

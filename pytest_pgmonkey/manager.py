@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import AbstractEventLoop
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, overload
 from weakref import ref
 
@@ -18,15 +17,12 @@ from .handles import AsyncHandle, Handle, make_handle
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Coroutine, Mapping
-    from types import TracebackType
 
     from psycopg import AsyncConnection, Connection
     from typing_extensions import Self
 
     from .config import ConnectionSpec
     from .connecting import Steps
-
-__all__ = ["CacheInfo", "PGConnectionManager"]
 
 AnyHandle: TypeAlias = "Handle | AsyncHandle"
 SyncTypes: TypeAlias = Literal["normal", "pool", ConnectionType.NORMAL, ConnectionType.POOL]
@@ -111,14 +107,8 @@ class PGConnectionManager:
         Without a type it is the one that the file names, else `normal`. A new handle has proved
         that its server answers: psycopg's own error is raised where it does not.
         """
-        spec = read_spec(
-            config_file_path,
-            connection_type,
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-        )
-        return self._get(spec, force_reload)
+        options = (resolve_env, allow_sensitive_defaults, strict)
+        return self._get(read_spec(config_file_path, connection_type, *options), force_reload)
 
     @overload
     def get_database_connection_from_dict(
@@ -160,12 +150,7 @@ class PGConnectionManager:
         strict: bool = False,
     ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
         """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
-        prepared = prepare_config(
-            config,
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            strict=strict,
-        )
+        prepared = prepare_config(config, None, resolve_env, allow_sensitive_defaults, strict)
         return self._get(connection_spec(prepared, connection_type), force_reload)
 
     def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | Coroutine[Any, Any, AsyncHandle]:
@@ -185,12 +170,12 @@ class PGConnectionManager:
         handle = self._find_or_make(key, reload)
         if not intercepted:
             try:
-                yield handle._open
+                yield from handle._open()
             except BaseException:
                 self._evict(handle)
                 raise
         for old in self._replace(key, handle, reload):
-            yield partial(old._supersede, cast("Any", handle))
+            yield from old._supersede(handle)
         return handle
 
     def _find_or_make(self, key: Key, reload: bool) -> AnyHandle:
@@ -278,23 +263,13 @@ class PGConnectionManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -306,7 +281,4 @@ class PGConnectionManager:
 
 
 def _has_ended(loop: LoopRef) -> bool:
-    if loop is None:
-        return False
-    running = loop()
-    return running is None or running.is_closed()
+    return loop is not None and ((alive := loop()) is None or alive.is_closed())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["is_dead", "process_name"]
-
 
 def process_name(pid: int) -> str:
     """Name a process as no other will ever be named; empty where it has ended or none can be."""

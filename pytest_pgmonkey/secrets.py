@@ -15,32 +15,15 @@ from urllib.parse import quote
 
 from .errors import ConfigError, EnvInterpolationError
 
-__all__ = [
-    "REDACTED",
-    "interpolate",
-    "is_reference",
-    "is_sensitive",
-    "redact_config",
-    "redact_text",
-]
-
 REDACTED = "***REDACTED***"
 
 SENSITIVE_KEYS = frozenset(
-    {
-        "password",
-        "passwd",
-        "sslpassword",
-        "sslkey",
-        "sslcert",
-        "sslrootcert",
-        "scram_client_key",
-        "scram_server_key",
-    }
+    {"passwd", "sslcert", "sslkey", "sslrootcert", "scram_client_key", "scram_server_key"}
 )
 SENSITIVE_PARTS = ("password", "token", "secret", "credential")
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+#: A reference to a variable: its name, and its default.
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 # Both patterns would rather hide too much than end before the secret does: an unescaped "@",
 # "/" or blank in a URL's password, a "&" in a keyword string's.
@@ -61,7 +44,7 @@ def is_sensitive(key: object) -> bool:
 def is_reference(value: object) -> bool:
     """Tell whether `interpolate` would replace this value or a part of it."""
     if isinstance(value, str):
-        return _VARIABLE.search(value) is not None
+        return VARIABLE.search(value) is not None
     return _is_structured(value)
 
 
@@ -79,7 +62,6 @@ def _is_structured(value: object) -> bool:
 def interpolate(
     config: Any,
     environ: Mapping[str, str],
-    *,
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
     file: str | None = None,
@@ -116,7 +98,7 @@ class _Interpolation:
     def text(self, text: str, key: str, sensitive: bool) -> str:
         if "${" not in text:
             return text
-        return _VARIABLE.sub(lambda match: self.variable(match[1], match[2], key, sensitive), text)
+        return VARIABLE.sub(lambda match: self.variable(match[1], match[2], key, sensitive), text)
 
     def structured(self, reference: Mapping[str, Any], key: str) -> str:
         ((kind, name),) = reference.items()
@@ -177,7 +159,7 @@ def redact_config(config: Any) -> Any:
 def _redact(value: Any, sensitive: bool) -> Any:
     if isinstance(value, Mapping):
         return {
-            _redact_key(key): _redact(item, sensitive or is_sensitive(key))
+            _redact_dsn(key): _redact(item, sensitive or is_sensitive(key))
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
@@ -185,36 +167,26 @@ def _redact(value: Any, sensitive: bool) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
     if value is None or value == "":
         return value
-    if sensitive:
-        return REDACTED
-    return _redact_dsn(value) if isinstance(value, str) else value
+    return REDACTED if sensitive else _redact_dsn(value)
 
 
-def _redact_key(key: Any) -> Any:
-    return _redact_dsn(key) if isinstance(key, str) else key
-
-
-def _redact_dsn(text: str) -> str:
-    if "://" in text:
-        text = _URL_PASSWORD.sub(rf"\1{REDACTED}\3", text)
-    if "=" in text:
-        text = _DSN_PASSWORD.sub(rf"\1{REDACTED}", text)
-    return text
+def _redact_dsn(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = _URL_PASSWORD.sub(rf"\1{REDACTED}\3", value) if "://" in value else value
+    return _DSN_PASSWORD.sub(rf"\1{REDACTED}", text) if "=" in text else text
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Hide these secrets, in every spelling a driver may repeat, and passwords inside DSNs."""
     spellings = {form(secret) for secret in secrets if secret for form in _SPELLINGS}
     for spelling in sorted(spellings, key=len, reverse=True):
-        text = _occurrences(spelling).sub(REDACTED, text)
-    return _redact_dsn(text)
-
-
-def _occurrences(spelling: str) -> re.Pattern[str]:
-    # A password such as "a" is hidden where it stands alone, not inside every word.
-    if len(spelling) < 4:
-        return re.compile(rf"(?<!\w){re.escape(spelling)}(?!\w)")
-    return re.compile(re.escape(spelling))
+        pattern = re.escape(spelling)
+        # A password such as "a" is hidden where it stands alone, not inside every word.
+        pattern = rf"(?<!\w){pattern}(?!\w)" if len(spelling) < 4 else pattern
+        text = re.sub(pattern, REDACTED, text)
+    redacted: str = _redact_dsn(text)
+    return redacted
 
 
 _SPELLINGS: tuple[Callable[[str], str], ...] = (

@@ -49,10 +49,7 @@ class Interceptor(Protocol):
         """
 
     def async_source(self, handle: HandleLike) -> AsyncSource | None:
-        """Give the source to borrow from now, `None` for the handle's own.
-
-        Raises SandboxError where no test of the kit runs.
-        """
+        """Do as `source` for an async handle."""
 
 
 interceptor: Interceptor | None = None

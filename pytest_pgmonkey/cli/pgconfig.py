@@ -4,62 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
-from . import generate
-from .common import (
-    CommandError,
-    add_command,
-    add_config_options,
-    add_connection_type,
-    add_file_option,
-    add_strict_option,
-    config_arguments,
-    say,
-)
+from .running import CommandError, say, spec_of, tolerate_any_name
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Coroutine, Mapping
-    from typing import Any
+    from collections.abc import Coroutine
 
-    from ..handles import ServerFacts
-
-__all__ = ["register"]
-
-
-def register(group: argparse.ArgumentParser) -> None:
-    """Add the commands of `pgconfig`."""
-    actions = group.add_subparsers(title="commands", metavar="COMMAND")
-
-    create = add_command(
-        actions,
-        "create",
-        "write a commented template",
-        "  pgmonkey pgconfig create --filepath pgmonkey_config.yaml",
-    )
-    add_file_option(create, "the file to write; it must not exist yet")
-    create.add_argument("--type", choices=["pg"], default="pg", help="the kind of database")
-    create.set_defaults(run=_create)
-
-    test = add_command(
-        actions,
-        "test",
-        "connect, as production does",
-        "  pgmonkey pgconfig test --connconfig pgmonkey_config.yaml --connection-type pool",
-    )
-    add_config_options(test)
-    add_connection_type(test)
-    add_strict_option(test)
-    test.set_defaults(run=_test)
-
-    generate.register(actions)
+    from ..handles import AsyncHandle, ServerFacts
 
 
 # --- create ---
 
 
-def _create(args: argparse.Namespace) -> int:
+def create(args: argparse.Namespace) -> int:
+    """Write the template; a file that exists is left as it is."""
     from importlib.resources import files
 
     template = files(__package__).joinpath("template.yaml").read_bytes()
@@ -67,9 +27,9 @@ def _create(args: argparse.Namespace) -> int:
     try:
         _write_new(path, template)
     except FileExistsError as error:
-        raise CommandError(f"{path}: exists already, and is left as it is", error) from None
+        raise CommandError(f"{path}: exists already, and is left as it is") from error
     except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error.strerror}", error) from None
+        raise CommandError(f"{path}: cannot be written: {error.strerror}") from error
     say(f"{path}: written; edit it, then try it with `pgmonkey pgconfig test --connconfig {path}`")
     return 0
 
@@ -88,61 +48,49 @@ def _write_new(path: str, content: bytes) -> None:
 # --- test ---
 
 
-def _test(args: argparse.Namespace) -> int:
+def test(args: argparse.Namespace) -> int:
+    """Connect as production does, and print what the server says."""
     import logging
     from time import perf_counter
-
-    from .failures import failures
 
     # The pool's workers log failures that the error reports already.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     if sys.stderr.isatty():
         say(f"{args.path}: connecting ...")
     start = perf_counter()
-    with failures(args):
-        type_, facts = _try_connection(args)
-    elapsed = perf_counter() - start
-    _print_table(
-        {
-            "connection type": type_,
-            "server version": f"PostgreSQL {facts.server_version}",
-            "database": facts.database,
-            "user": facts.user,
-            "TLS": facts.tls or "no",
-            "time": f"{elapsed * 1000:.0f} ms",
-        }
-    )
+    type_, facts = _try_connection(args)
+    found = {
+        "connection type": type_,
+        "server version": f"PostgreSQL {facts.server_version}",
+        "database": facts.database,
+        "user": facts.user,
+        "TLS": facts.tls or "no",
+        "time": f"{(perf_counter() - start) * 1000:.0f} ms",
+    }
+    tolerate_any_name()
+    for title, value in found.items():
+        sys.stdout.write(f"{title + ':':<17}{value}\n")
     return 0
 
 
 def _try_connection(args: argparse.Namespace) -> tuple[str, ServerFacts]:
-    from ..config import read_spec
+    from ..handles import Handle, make_handle
 
-    type_ = read_spec(args.path, args.connection_type, **config_arguments(args)).type
-    if type_.is_async:
-        return str(type_), _run_async(_facts_async(args, str(type_)))
-    return str(type_), _facts(args, str(type_))
-
-
-def _facts(args: argparse.Namespace, type_: str) -> ServerFacts:
-    from ..handles import Handle
-    from ..manager import PGConnectionManager
-
-    with PGConnectionManager() as manager:
-        handle = manager.get_database_connection(args.path, type_, **config_arguments(args))
-        assert isinstance(handle, Handle)
-        return handle.test_connection()
+    handle = make_handle(spec_of(args))
+    type_ = str(handle.connection_type)
+    if not isinstance(handle, Handle):
+        return type_, _run_async(_try_async(handle))
+    try:
+        return type_, handle.test_connection()
+    finally:
+        handle.disconnect()
 
 
-async def _facts_async(args: argparse.Namespace, type_: str) -> ServerFacts:
-    from ..handles import Handle
-    from ..manager import PGConnectionManager
-
-    async with PGConnectionManager() as manager:
-        pending = manager.get_database_connection(args.path, type_, **config_arguments(args))
-        assert not isinstance(pending, Handle)
-        handle = await pending
+async def _try_async(handle: AsyncHandle) -> ServerFacts:
+    try:
         return await handle.test_connection()
+    finally:
+        await handle.disconnect()
 
 
 def _run_async(main: Coroutine[Any, Any, ServerFacts]) -> ServerFacts:
@@ -155,11 +103,3 @@ def _run_async(main: Coroutine[Any, Any, ServerFacts]) -> ServerFacts:
         return asyncio.run(main, loop_factory=asyncio.SelectorEventLoop)
     asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     return asyncio.run(main)
-
-
-def _print_table(rows: Mapping[str, str]) -> None:
-    # A name that the terminal's encoding lacks is no reason to fail.
-    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    width = max(map(len, rows)) + 2
-    for name, value in rows.items():
-        sys.stdout.write(f"{name + ':':<{width}}{value}\n")

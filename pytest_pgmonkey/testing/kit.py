@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from .clone_connections import CloneConnector
 from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
 from .databases.recipe import recipe_of
@@ -151,7 +152,7 @@ class Kit:
             if isolation == "clone":
                 self._rollback.check_server()
                 retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
-                test = CloneIsolation(self._clones, self.server, retire)
+                test = CloneIsolation(self._clones, self.server, CloneConnector, retire)
             test.begin()
             self.isolation = test
             self._interception.begin_test(test)

@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from .timeouts import looks_at_timeouts
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -60,6 +62,9 @@ class Statement:
     """A temporary table that it creates, with `DROP` or `DELETE` for its ON COMMIT."""
     advisory: bool = False
     """Whether it speaks of advisory locks, which a rollback does not give back."""
+
+    looks_at_timeouts: bool = False
+    """Whether it sets or shows a time-out that ends sessions."""
 
     @property
     def chains(self) -> bool:
@@ -292,16 +297,18 @@ def _judge(draft: _Draft, text: str) -> Statement:
     verb = _verb(words[0], words)
     sets_config = "SET_CONFIG" in draft.calls
     advisory = "advisory" in text.lower()
+    timeouts = looks_at_timeouts(text)
     return Statement(
         verb,
         tuple(words[:8]),
         text,
         read_only=verb is Verb.QUERY and draft.calls <= _HARMLESS_CALLS,
-        plain=verb in (Verb.QUERY, Verb.WRITE) and not sets_config and not advisory,
+        plain=verb in (Verb.QUERY, Verb.WRITE) and not (sets_config or advisory or timeouts),
         settings=_settings(text) if verb in (Verb.SET, Verb.SET_LOCAL) else (),
         sets_config=sets_config,
         temporary=_temporary(words, text) if verb is Verb.DDL else None,
         advisory=advisory,
+        looks_at_timeouts=timeouts,
     )
 
 
@@ -385,8 +392,6 @@ def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
     return None
 
 
-#: What psycopg makes of the query of a named cursor, without hold and with it.
-DECLARATIONS: Final = {
-    False: (Statement(Verb.DECLARE, ("DECLARE",), "DECLARE"),),
-    True: (Statement(Verb.DECLARE, ("DECLARE", "HOLD"), "DECLARE"),),
-}
+def declaration(query: str, *, holds: bool) -> Statement:
+    """Give what a client sends that opens a server-side cursor for a query."""
+    return Statement(Verb.DECLARE, ("DECLARE", "HOLD") if holds else ("DECLARE",), query)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -16,7 +18,7 @@ from pytest_pgmonkey import PGConnectionManager, SandboxError
 from .twins import Boom, World
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
 SLOTS = 2
 BORROWS = 6
@@ -98,6 +100,8 @@ OBJECTS = (
     "DISCARD ALL",
 )
 
+CONTROL_WORD = re.compile(r"\b(begin|start|commit|end|rollback(?! to)|abort)\b", re.I)
+
 slots = st.integers(0, SLOTS - 1)
 single = st.one_of(*map(st.sampled_from, (READS, WRITES, WRITES, FAILURES, CONTROL, SAVEPOINTS)))
 odd = st.one_of(st.sampled_from(MODES), st.sampled_from(OBJECTS))
@@ -142,7 +146,9 @@ steps = st.one_of(
     _steps("named_cursor", st.booleans()),
     _steps("fetch"),
     _steps("close_cursor"),
-    _steps("pipeline", st.lists(st.sampled_from([*READS[:2], *WRITES[:4]]), max_size=3)),
+    _steps("enter_pipeline"),
+    _steps("burst", st.lists(st.one_of(single, odd), min_size=1, max_size=4)),
+    _steps("sync"),
     _steps("close"),
 )
 programs = st.lists(steps, min_size=1, max_size=14)
@@ -161,6 +167,7 @@ class Slot:
         self.conn = conn
         self.handle = handle
         self.blocks: list[Any] = []
+        self.pipelines: list[Any] = []
         self.cursors: list[Any] = []
         self.streamed = False
 
@@ -300,7 +307,9 @@ class Run:
 
     def _note_statuses(self) -> None:
         for held in self.slots:
-            if held is not None:
+            if held is not None and held.pipelines:
+                self.world.note(held.conn.closed)  # the status depends on what has come in
+            elif held is not None:
                 self.world.note(held.conn.info.transaction_status.name, held.conn.closed)
 
     # The steps
@@ -331,6 +340,9 @@ class Run:
 
     async def execute(self, held: Slot, query: str, prepare: bool | None) -> None:
         query = query.replace("{b}", str(held.number))
+        if held.pipelines:
+            await self._execute_queued(held, query)
+            return
         cursor = await call(held.conn.execute(query, prepare=prepare))
         while True:
             rows = await call(cursor.fetchall()) if cursor.description else None
@@ -351,7 +363,12 @@ class Run:
 
     async def leave(self, held: Slot, with_error: bool) -> None:
         if held.blocks:
-            await self._exit(held.blocks.pop(), with_error)
+            block = held.blocks.pop()
+            try:
+                await self._exit(block, with_error)
+            finally:
+                if held.pipelines and held.pipelines[-1][0] is block:
+                    held.pipelines.pop()
 
     async def set_autocommit(self, held: Slot, value: bool) -> None:
         await call(held.conn.set_autocommit(value))
@@ -363,15 +380,17 @@ class Run:
         cursor = held.conn.cursor()
         context = cursor.copy("COPY t FROM STDIN")
         copy = await call(enter(context)())
-        await call(copy.write_row((number, "copied")))
+        async with closing(context):
+            await call(copy.write_row((number, "copied")))
         await self._exit(context, with_error)
         self.world.note(cursor.rowcount, cursor.statusmessage)
 
     async def copy_out(self, held: Slot) -> None:
         context = held.conn.cursor().copy("COPY (SELECT n FROM t ORDER BY n) TO STDOUT")
         copy = await call(enter(context)())
-        while (row := await call(copy.read_row())) is not None:
-            self.world.note(row)
+        async with closing(context):
+            while (row := await call(copy.read_row())) is not None:
+                self.world.note(row)
         await self._exit(context, False)
 
     async def stream(self, held: Slot, fails: bool) -> None:
@@ -388,7 +407,11 @@ class Run:
             return
         cursor = held.conn.cursor()
         rows = [(number, "many") for number in numbers]
-        await call(cursor.executemany("INSERT INTO t VALUES (%s, %s)", rows))
+        statement = "INSERT INTO t VALUES (%s, %s)"
+        if held.pipelines:
+            await self._queue(held, [partial(cursor.executemany, statement, rows)])
+        else:
+            await call(cursor.executemany(statement, rows))
         self.world.note(cursor.rowcount)
 
     async def named_cursor(self, held: Slot, hold: bool) -> None:
@@ -397,31 +420,76 @@ class Run:
         await call(cursor.execute("SELECT generate_series(1, 4)"))
 
     async def fetch(self, held: Slot) -> None:
-        if held.cursors:
+        if held.cursors and not held.pipelines:
             self.world.note(await call(held.cursors[-1].fetchone()))
 
     async def close_cursor(self, held: Slot) -> None:
-        if held.cursors:
+        if held.cursors and not held.pipelines:
             cursor = held.cursors.pop()
             try:
                 await call(cursor.close())
             finally:
                 cursor._closed = True
 
-    async def pipeline(self, held: Slot, queries: list[str]) -> None:
+    async def enter_pipeline(self, held: Slot) -> None:
         if held.streamed:
             return  # libpq is still in single-row mode, and psycopg raises an InternalError
         context = held.conn.pipeline()
-        await call(enter(context)())
-        try:
-            for query in queries:
-                # When a pipeline's statement is prepared depends on how soon results come in.
-                await call(held.conn.execute(query, prepare=False))
-        except Exception as error:
-            if not await call(exit_(context)(type(error), error, error.__traceback__)):
+        held.pipelines.append((context, await call(enter(context)())))
+        held.blocks.append(context)
+
+    async def _execute_queued(self, held: Slot, query: str) -> None:
+        if CONTROL_WORD.search(query):
+            return  # refused in the sandbox
+        # When a pipeline's statement is prepared depends on how soon results come in.
+        cursor = await call(held.conn.execute(query, prepare=False))
+        with suppress(psycopg.ProgrammingError):  # there are no rows
+            self.world.note(await call(cursor.fetchall()))
+        self.world.note(cursor.statusmessage)
+
+    async def burst(self, held: Slot, queries: list[str]) -> None:
+        """Queue statements without looking at their results before the sync."""
+        if not held.pipelines:
+            return
+        queries = [query.replace("{b}", str(held.number)) for query in queries]
+        execute = partial(held.conn.execute, prepare=False)
+        await self._queue(
+            held, [partial(execute, query) for query in queries if not CONTROL_WORD.search(query)]
+        )
+
+    async def _queue(self, held: Slot, operations: list[Any]) -> None:
+        errors = []
+        for operation in operations:
+            try:
+                await call(operation())
+            except SandboxError:
                 raise
-        else:
-            await call(exit_(context)(None, None, None))
+            except psycopg.Error as error:
+                errors.append(error)
+        errors += await self._sync(held)
+        self.world.note(held.conn.info.transaction_status.name)
+        # Which operation raises depends on how soon results come in; the first error does not.
+        if errors:
+            raise errors[0]
+
+    @staticmethod
+    async def _sync(held: Slot) -> list[psycopg.Error]:
+        """Sync until psycopg has taken all results: it stops at each error among them."""
+        errors: list[psycopg.Error] = []
+        for _ in range(10):
+            try:
+                await call(held.pipelines[-1][1].sync())
+            except SandboxError:
+                raise
+            except psycopg.Error as error:
+                errors.append(error)
+            else:
+                break
+        return errors
+
+    async def sync(self, held: Slot) -> None:
+        if held.pipelines:
+            await self._queue(held, [])
 
     async def close(self, held: Slot) -> None:
         await call(held.conn.close())
@@ -483,6 +551,16 @@ class LoopsRun(SharedRun):
         for slot, handle in self._handles.items():
             await self.hands.do(slot, handle.disconnect())
         await super().end()
+
+
+@asynccontextmanager
+async def closing(context: Any) -> AsyncIterator[None]:
+    """Leave a context with the error that ends the block: a COPY holds its connection's lock."""
+    try:
+        yield
+    except Exception as error:
+        await call(exit_(context)(type(error), error, error.__traceback__))
+        raise
 
 
 def enter(context: Any) -> Any:

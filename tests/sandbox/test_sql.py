@@ -10,7 +10,7 @@ from helpers.four_types import block, call, execute, value
 
 from pytest_pgmonkey import ConfigError, ConnectionType
 
-from .twins import World, sandboxed, twin
+from .twins import World, sandboxed, sync_handle, twin
 
 if TYPE_CHECKING:
     from .twins import Twins
@@ -579,3 +579,74 @@ async def test_isolation_level_after_the_first(w: World) -> None:
             await execute(conn, "SELECT 1")
         await call(conn.set_isolation_level(None))
         assert await value(conn, "SELECT n FROM t") == 1
+
+
+TIMEOUT = "idle_in_transaction_session_timeout"
+
+
+@twin
+async def test_timeouts_that_end_sessions(w: World) -> None:
+    """What an application sets it finds, by whatever way, and its transactions take it back."""
+    await show(w)
+    async with w.borrow(connection={"autocommit": True}) as conn:
+        await w.run(conn, f"SET {TIMEOUT} = '90s'")
+        for query in (f"SHOW {TIMEOUT}", f"SELECT current_setting('{TIMEOUT}')"):
+            await w.run(conn, query)
+        await w.run(conn, f"SELECT setting FROM pg_settings WHERE name = '{TIMEOUT}'")
+        await show(w)
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, "BEGIN")
+        await w.run(conn, f"SELECT set_config('{TIMEOUT}', '70s', false)")
+        await w.run(conn, "SAVEPOINT a")
+        await w.run(conn, f"SET LOCAL {TIMEOUT} = '80s'")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, "ROLLBACK TO a")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, f"SET LOCAL {TIMEOUT} = '60s'")
+        await w.run(conn, "COMMIT")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, f"BEGIN; SET {TIMEOUT} = '50s'; SHOW {TIMEOUT}; ROLLBACK")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, f"SET {TIMEOUT} = 'never'")
+        async with block(conn.pipeline()):
+            await execute(conn, f"SET {TIMEOUT} = '40s'")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, "RESET ALL")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+        await w.run(conn, f"SET {TIMEOUT} = '90s'")
+        await w.run(conn, "DISCARD ALL")
+        await w.run(conn, f"SHOW {TIMEOUT}")
+    await show(w, settings={TIMEOUT: "20s"})
+    await show(w)
+
+
+async def show(w: World, **sections: Any) -> None:
+    """Note what a borrower finds."""
+    async with w.borrow(**sections) as conn:
+        await w.run(conn, f"SHOW {TIMEOUT}")
+
+
+@pytest.mark.parametrize("where", ["file", "statement", "database"])
+def test_timeouts_end_no_test(own: Twins, where: str) -> None:
+    """Idle for longer than the application allows, the test's transaction is still there."""
+    settings = {TIMEOUT: "50ms"} if where == "file" else {}
+    admin, name = own.admins[False], own.sandbox_name
+    if where == "database":
+        admin.execute(f"ALTER DATABASE {name} SET {TIMEOUT} = '50ms'")
+    try:
+        world = World(own, "normal", real=False)
+        with sync_handle(world, settings=settings).connection() as conn:
+            if where == "statement":
+                conn.execute(f"SET {TIMEOUT} = '50ms'")
+            conn.execute("INSERT INTO t VALUES (1, 'a')")
+            admin.execute("SELECT pg_sleep(0.2)")
+            assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
+            assert conn.execute(f"SHOW {TIMEOUT}").fetchone() == ("50ms",)
+        assert own.sandbox.reset() == []
+        with sync_handle(world).connection() as conn:
+            expected = "50ms" if where == "database" else "0"
+            assert conn.execute(f"SHOW {TIMEOUT}").fetchone() == (expected,)
+            admin.execute("SELECT pg_sleep(0.2)")
+            assert conn.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    finally:
+        admin.execute(f"ALTER DATABASE {name} RESET {TIMEOUT}")

@@ -45,6 +45,8 @@ class Outcome(list[Any]):
 
 def shown(error: BaseException) -> Any:
     """Give what must be equal of an error: its SQLSTATE, or its psycopg class."""
+    if isinstance(error, psycopg.errors.PipelineAborted):
+        return "25P02"  # what follows says either, depending on how soon results come in
     if isinstance(error, psycopg.Error):
         if error.sqlstate:
             return error.sqlstate

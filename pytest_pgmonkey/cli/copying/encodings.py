@@ -11,8 +11,6 @@ import codecs
 import re
 from dataclasses import dataclass
 
-__all__ = ["UTF8", "Encoding", "detect_encoding", "find_encoding"]
-
 
 @dataclass(frozen=True)
 class Encoding:
@@ -46,53 +44,30 @@ _SERVER = {
     "EUC_JIS_2004": "euc_jis_2004",
     "EUC_JP": "euc_jp",
     "EUC_KR": "euc_kr",
-    "ISO_8859_5": "iso8859-5",
-    "ISO_8859_6": "iso8859-6",
-    "ISO_8859_7": "iso8859-7",
-    "ISO_8859_8": "iso8859-8",
     "KOI8R": "koi8-r",
     "KOI8U": "koi8-u",
-    "LATIN1": "iso8859-1",
-    "LATIN2": "iso8859-2",
-    "LATIN3": "iso8859-3",
-    "LATIN4": "iso8859-4",
-    "LATIN5": "iso8859-9",
-    "LATIN6": "iso8859-10",
-    "LATIN7": "iso8859-13",
-    "LATIN8": "iso8859-14",
-    "LATIN9": "iso8859-15",
-    "LATIN10": "iso8859-16",
     "WIN866": "cp866",
     "WIN874": "cp874",
-    "WIN1250": "cp1250",
-    "WIN1251": "cp1251",
-    "WIN1252": "cp1252",
-    "WIN1253": "cp1253",
-    "WIN1254": "cp1254",
-    "WIN1255": "cp1255",
-    "WIN1256": "cp1256",
-    "WIN1257": "cp1257",
-    "WIN1258": "cp1258",
+    **{f"WIN{number}": f"cp{number}" for number in range(1250, 1259)},
+    **{f"ISO_8859_{number}": f"iso8859-{number}" for number in range(5, 9)},
+    **{
+        f"LATIN{number}": f"iso8859-{part}"
+        for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)
+    },
 }
 # Clients' encodings, in which a second byte may look like ASCII; and other names.
 _RECODED = {
-    "ABC": "cp1258",
-    "ALT": "cp866",
+    **{name: name.lower() for name in ("GB18030", "GBK", "JOHAB")},
     "BIG5": "cp950",
-    "GB18030": "gb18030",
-    "GBK": "gbk",
-    "JOHAB": "johab",
-    "KOI8": "koi8-r",
-    "MSKANJI": "cp932",
     "SHIFTJIS": "cp932",
-    "SHIFTJIS2004": "shift_jis_2004",
     "SJIS": "cp932",
     "SQLASCII": "ascii",
-    "TCVN": "cp1258",
     "UHC": "cp949",
     "UNICODE": "utf-8",
-    "VSCII": "cp1258",
+    "ALT": "cp866",
+    "KOI8": "koi8-r",
     "WIN": "cp1251",
+    **dict.fromkeys(("ABC", "TCVN", "VSCII"), "cp1258"),
     "WIN932": "cp932",
     "WIN936": "gbk",
     "WIN949": "cp949",
@@ -117,18 +92,11 @@ def find_encoding(name: str) -> Encoding:
     return Encoding(name, codec, _BY_CODEC.get(codec))
 
 
-# The longer ones first: UTF-32's begins as UTF-16's does.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
 def detect_encoding(start: bytes) -> Encoding:
     """Take what the mark at a file's beginning says, else UTF-8."""
-    for mark, name in _MARKS:
-        if start.startswith(mark):
-            return find_encoding(name)
+    # UTF-32's first: it begins as UTF-16's does.
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return find_encoding("utf-32")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return find_encoding("utf-16")
     return UTF8

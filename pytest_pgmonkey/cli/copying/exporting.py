@@ -11,47 +11,46 @@ from psycopg import Error, errors, sql
 from psycopg.pq import ExecStatus
 from psycopg.waiting import Wait
 
-from ..common import CommandError, say
-from ..failures import failures, hider
-from ..session import session
+from ...config import load_config
+from ..running import CommandError, say, session
 from . import settings
 from .encodings import UTF8
 from .files import Target, open_target
-from .progress import Progress
+from .progress import progress
 from .tables import find_table, parse_name
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from psycopg import Connection
     from psycopg.pq.abc import PGconn
 
-    from .settings import Dialect
     from .tables import Name, Table
-
-__all__ = ["run"]
 
 # What text is unambiguous in, as pg_dump has it.
 _STYLES = {"datestyle": "ISO", "intervalstyle": "postgres", "extra_float_digits": "1"}
 
 
 def run(args: argparse.Namespace) -> int:
+    """Export a table or a query."""
     name = parse_name(args.table) if args.table is not None else None
     path = args.file or (_file_name(name.table) if name else "-")
-    with failures(args):
-        settings.apply_sidecar(args, path)
+    settings.apply_sidecar(args, path)
     dialect = settings.dialect(args)
     encoding = settings.encoding(args) or UTF8
     if args.query is not None and args.columns:
         args.parser.error("--columns belongs to --table: a query names its columns itself")
-    with failures(args), session(args) as conn:
+    with session(args) as conn:
         conn.read_only = True
         conn.execute("SET client_encoding TO 'UTF8'")
         with conn.transaction():
             _unambiguous(conn, args)
-            what = _query(args) if name is None else _columns(conn, args, name)
-            statement = _statement(what, dialect, encoding.sent_as, args.header is not False)
+            statement = sql.SQL("COPY {} TO STDOUT WITH (HEADER {}, {})").format(
+                _query(args) if name is None else _columns(conn, args, name),
+                args.header is not False,
+                dialect.options(encoding),
+            )
             with _naming(args), open_target(path, encoding) as target:
                 rows = _copy(conn, statement, target, path)
     message = f"exported {rows} {'row' if rows == 1 else 'rows'} to "
@@ -75,13 +74,11 @@ def _naming(args: argparse.Namespace) -> Iterator[None]:
     except Error as error:
         what = args.table or "--query"
         message = f"{what}: {error.diag.message_primary or error}"
-        raise CommandError(message, error, hider(args)) from None
+        raise CommandError(message) from error
 
 
 def _unambiguous(conn: Connection[Any], args: argparse.Namespace) -> None:
     """Have values written so that they can be read again, unless the file says how."""
-    from ...config import load_config
-
     chosen = load_config(args.path).get("sync_settings") or {}
     for name, value in _STYLES.items():
         if name not in map(str.lower, chosen):
@@ -103,13 +100,12 @@ def _columns(conn: Connection[Any], args: argparse.Namespace, name: Name) -> sql
         raise CommandError(f"table {name} does not exist, or this role may not use its schema")
     columns = args.columns or table.stored
     for column in columns:
-        if column not in table.names:
-            raise CommandError(
-                f"table {table} has no column {column!r} (it has {', '.join(table.names)})"
-            )
-    if not args.columns and len(columns) < len(table.names):
-        left_out = ", ".join(column.name for column in table.columns if column.generated)
-        say(f"generated columns are left out: {left_out}; --columns exports them")
+        if column not in table.columns:
+            has = ", ".join(table.columns)
+            raise CommandError(f"table {table} has no column {column!r} (it has {has})")
+    left_out = [column for column in table.columns if column not in columns]
+    if left_out and not args.columns:
+        say(f"generated columns are left out: {', '.join(left_out)}; --columns exports them")
     listed = sql.SQL(", ").join(map(sql.Identifier, columns))
     if _is_plain(table, columns):
         return sql.SQL("{} ({})").format(table.identifier, listed)
@@ -121,23 +117,16 @@ def _is_plain(table: Table, columns: list[str]) -> bool:
     return table.kind == "r" and not table.has_children and set(columns) <= set(table.stored)
 
 
-def _statement(what: sql.Composable, dialect: Dialect, encoding: str, header: bool) -> sql.Composed:
-    return sql.SQL(
-        "COPY {} TO STDOUT "
-        "WITH (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {}, ENCODING {})"
-    ).format(what, header, dialect.delimiter, dialect.quotechar, dialect.null, encoding)
-
-
 # --- the copy ---
 
 
 def _copy(conn: Connection[Any], statement: sql.Composed, target: Target, path: str) -> int:
-    with conn.cursor() as cursor, Progress(path) as bar, cursor.copy(statement):
+    with conn.cursor() as cursor, progress(path) as show, cursor.copy(statement):
         # Not `Copy.read()`: it waits for each row, which takes longer than all the rest.
-        return conn.wait(_rows(conn.pgconn, target, bar))
+        return conn.wait(_rows(conn.pgconn, target, show))
 
 
-def _rows(pgconn: PGconn, target: Target, bar: Progress) -> Generator[Wait, Any, int]:
+def _rows(pgconn: PGconn, target: Target, show: Callable[[int], None]) -> Generator[Wait, Any, int]:
     """Write all that libpq has received, then wait for more, until the server has ended."""
     # Once for each row: whatever else is done here shows in the whole command's time.
     rows: list[Any] = []
@@ -149,7 +138,7 @@ def _rows(pgconn: PGconn, target: Target, bar: Progress) -> Generator[Wait, Any,
             add(data)
             continue
         done += target.write(rows)
-        bar.update(done)
+        show(done)
         rows.clear()
         if size < 0:
             break
@@ -165,8 +154,7 @@ def _outcome(pgconn: PGconn) -> Generator[Wait, Any, int]:
         while pgconn.is_busy():
             yield Wait.R
             pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
+        if (result := pgconn.get_result()) is None:
             break
         results.append(result)
     for result in results:

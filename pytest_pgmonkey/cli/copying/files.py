@@ -8,15 +8,15 @@ import stat
 import sys
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..common import CommandError
+from ..running import CommandError
 from .encodings import UTF8, Encoding, detect_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-__all__ = ["Source", "Target", "open_target"]
 
 BLOCK = 1 << 17
 
@@ -54,72 +54,50 @@ class Source:
     @property
     def repeatable(self) -> bool:
         """Whether the file can be read once more."""
-        try:
-            return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)
-        except OSError:
-            return False
+        return self.path != "-" and os.path.isfile(self.path)
 
     @contextmanager
     def open(self) -> Iterator[Iterator[bytes]]:
         """Open the file for a block in which its data can be had, without a mark in front."""
-        file = self._open()
+        with self._telling():
+            # Closed below: standard input stays open.
+            self._raw = sys.stdin.buffer if self.path == "-" else open(self.path, "rb", 0)  # noqa: SIM115
         try:
-            with self._telling():
-                start = file.read(BLOCK)
+            blocks = self._blocks()
+            start = next(blocks, b"")
             self.encoding = self._asked or detect_encoding(start)
-            yield self._data(start, file)
+            mark = "\ufeff".encode(self.encoding.codec, "ignore")
+            blocks = chain([start.removeprefix(mark)], blocks)
+            yield blocks if self.encoding.server else self._recoded(blocks)
         finally:
             if self.path != "-":
                 self._raw.close()
 
-    def _open(self) -> Any:
-        if self.path == "-":
-            self._raw = sys.stdin.buffer
-            return self._raw
-        with self._telling():
-            self._raw = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed by its owner
+    def _blocks(self) -> Iterator[bytes]:
+        file = self._raw
         if self.path.lower().endswith(".gz"):
             from gzip import GzipFile
 
-            return GzipFile(fileobj=self._raw, mode="rb")
-        return self._raw
-
-    def _data(self, start: bytes, file: Any) -> Iterator[bytes]:
-        blocks = self._blocks(start, file)
-        if self.encoding.server is None:
-            return self._recoded(blocks)
-        return _unmarked(blocks) if self.encoding.server == "UTF8" else blocks
-
-    def _blocks(self, start: bytes, file: Any) -> Iterator[bytes]:
-        block = start
-        while block:
-            yield block
-            with self._telling():
-                block = file.read(BLOCK)
+            file = GzipFile(fileobj=file, mode="rb")
+        with self._telling():
+            while block := file.read(BLOCK):
+                yield block
 
     def _recoded(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        decoder = codecs.getincrementaldecoder(self.encoding.codec)("strict")
-        lines, first = 1, True
-        for block, last in _with_last(blocks):
-            try:
-                text = decoder.decode(block, last)
-            except UnicodeError as error:
-                raise self._undecodable(error, lines) from None
-            lines += text.count("\n")
-            if first and text:
-                first, text = False, text.removeprefix("\ufeff")
-            yield text.encode("utf-8", "surrogatepass")
-
-    def _undecodable(self, error: UnicodeError, line: int) -> CommandError:
-        what = "the bytes are not"
-        if isinstance(error, UnicodeDecodeError):
-            before = error.object[: error.start].decode(self.encoding.codec, "replace")
-            line += before.count("\n")
-            what = f"byte 0x{error.object[error.start]:02x} is not"
-        return CommandError(
-            f"{self.name}: line {line}: {what} {self.encoding.name}; --encoding names another",
-            error,
-        )
+        line = 1
+        try:
+            for text in codecs.iterdecode(blocks, self.encoding.codec):
+                line += text.count("\n")
+                yield text.encode("utf-8", "surrogatepass")
+        except UnicodeError as error:
+            what = "the bytes are not"
+            if isinstance(error, UnicodeDecodeError):
+                before = error.object[: error.start].decode(self.encoding.codec, "replace")
+                line += before.count("\n")
+                what = f"byte 0x{error.object[error.start]:02x} is not"
+            raise CommandError(
+                f"{self.name}: line {line}: {what} {self.encoding.name}; --encoding names another"
+            ) from error
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -133,60 +111,40 @@ class Source:
                 problem = "cannot be read: bad path"
             else:
                 problem = f"is damaged: {error}"
-            raise CommandError(f"{self.name}: {problem}", error) from None
-
-
-def _unmarked(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    for block in blocks:
-        yield block.removeprefix(codecs.BOM_UTF8)
-        break
-    yield from blocks
-
-
-def _with_last(blocks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
-    for block in blocks:
-        yield block, False
-    yield b"", True
+            raise CommandError(f"{self.name}: {problem}") from error
 
 
 # --- writing ---
 
 
 class Target:
-    """A file that takes blocks, recoded where the server does not know its encoding."""
+    """A file that takes whole rows in UTF-8, or in an encoding that the server knows."""
 
     def __init__(self, file: Any, encoding: Encoding, name: str) -> None:
         self._file = file
         self._encoding = encoding
         self._name = name
         self._encoder: Any = None
-        self._decoder: Any = None
         if encoding.server is None:
             self._encoder = codecs.getincrementalencoder(encoding.codec)("strict")
-            self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        elif encoding.mark:
-            file.write(encoding.mark)
+        file.write(encoding.mark)
 
     def write(self, rows: Iterable[Any]) -> int:
+        """Write rows and give how many bytes the server has sent for them."""
         data: bytes = b"".join(rows)
-        written = len(data)
-        if self._encoder is not None:
-            data = self._recoded(data)
-        self._file.write(data)
-        return written
+        self._file.write(self._recoded(data) if self._encoder else data)
+        return len(data)
 
     def _recoded(self, data: bytes) -> bytes:
-        text = self._decoder.decode(data)
         try:
-            encoded: bytes = self._encoder.encode(text)
+            recoded: bytes = self._encoder.encode(data.decode())
         except UnicodeEncodeError as error:
             sign = error.object[error.start]
             raise CommandError(
                 f"{self._name}: {sign!r} cannot be written in {self._encoding.name}; "
-                "--encoding names another",
-                error,
-            ) from None
-        return encoded
+                "--encoding names another"
+            ) from error
+        return recoded
 
 
 @contextmanager
@@ -207,43 +165,32 @@ def open_target(path: str, encoding: Encoding) -> Iterator[Target]:
             else:
                 yield Target(raw, encoding, path)
     except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error.strerror or error}", error) from None
+        raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
 def _replacing(path: str) -> Iterator[BinaryIO]:
     """Write beside the file that `path` leads to, and put the new one in its place at the end."""
     target = os.path.realpath(path)
-    mode = _mode(target)
-    if mode is None:
+    old = os.stat(target).st_mode if os.path.exists(target) else None
+    if old is not None and not stat.S_ISREG(old):
+        if stat.S_ISDIR(old):
+            raise IsADirectoryError(0, "is a directory", target)
         with open(target, "wb") as file:  # A pipe or a device.
             yield file
         return
+    # From the first moment on, only those read it who may read the file itself.
+    mode = 0o666 if old is None else stat.S_IMODE(old)
     directory, name = os.path.split(target)
     temporary = os.path.join(directory, f".{name}.{os.urandom(4).hex()}.part")
     try:
-        with open(temporary, "xb", BLOCK, opener=_private) as file:
+        opener = partial(os.open, mode=mode)
+        with open(temporary, "xb", BLOCK, opener=opener) as file:
             yield file
-        os.chmod(temporary, mode)
+        if old is not None:
+            os.chmod(temporary, mode)  # The umask has taken a part of it.
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _mode(target: str) -> int | None:
-    """Give the permissions that the file will have; `None` where it cannot be replaced."""
-    try:
-        status = os.stat(target)
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(0, "is a directory", target)
-    return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None

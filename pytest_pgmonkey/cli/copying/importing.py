@@ -5,24 +5,24 @@ from __future__ import annotations
 import re
 import sys
 from difflib import get_close_matches
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from ..common import CommandError
-from ..failures import failures, hider
-from ..session import session
+from ..running import CommandError, session
 from . import settings
 from .files import Source
-from .progress import Progress
+from .inference import infer_types
+from .progress import progress
 from .records import guard_end_marker, read_head, split_record
 from .rejection import Import, describe
 from .tables import find_table, parse_name
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from psycopg import Connection
 
@@ -30,22 +30,20 @@ if TYPE_CHECKING:
     from .settings import Dialect
     from .tables import Name, Table
 
-__all__ = ["run"]
-
 #: From then on a record that is a bare `\\.` is a value like others.
 _NO_END_MARKER = 180000
 _LONGEST_NAME = 63
 
 
 def run(args: argparse.Namespace) -> int:
-    with failures(args):
-        settings.apply_sidecar(args, args.file)
+    """Import a file."""
+    settings.apply_sidecar(args, args.file)
     dialect = settings.dialect(args)
     if args.infer_types and not args.create_table:
         args.parser.error("--infer-types belongs to --create-table")
     name = parse_name(args.table)
     source = Source(args.file, settings.encoding(args))
-    with source.open() as blocks, failures(args), session(args) as conn:
+    with source.open() as blocks, session(args) as conn:
         rows, table = _Importer(args, conn, source, dialect).load(name, blocks)
     sys.stdout.write(f"imported {rows} {'row' if rows == 1 else 'rows'} into {table}\n")
     return 0
@@ -65,119 +63,113 @@ class _Importer:
         self.copied: Import | None = None
 
     def load(self, name: Name, blocks: Iterator[bytes]) -> tuple[int, Table]:
-        head = None
+        lines, labels = 0, self.args.columns
         if self.has_header or self.args.create_table:
             head = read_head(blocks, self.dialect.quote, self.source.name)
-            blocks = head.rest() if self.has_header else head.whole()
-        labels = self.labels(head)
+            labels = self.labels(head)
+            lines = head.lines if self.has_header else 0
+            blocks = head.rest if self.has_header else chain([head.data], head.rest)
         # What the server says is read as UTF-8, whatever the file is.
         self.conn.execute("SET client_encoding TO 'UTF8'")
         try:
             with self.conn.transaction():
-                return self.fill(name, labels, head, blocks)
+                return self.fill(name, labels, lines, blocks)
         except psycopg.Error as error:
             if self.copied is None:
                 raise
-            message = describe(error, self.copied, self.conn)
-            raise CommandError(message, error, hider(self.args)) from None
+            raise CommandError(describe(error, self.copied, self.conn)) from error
 
     def fill(
-        self, name: Name, labels: list[str] | None, head: Head | None, blocks: Iterator[bytes]
+        self, name: Name, labels: list[str] | None, lines: int, blocks: Iterator[bytes]
     ) -> tuple[int, Table]:
-        table = find_table(self.conn, name)
-        created = table is None
-        if table is None:
-            table = self.create(name, labels)
-        columns = self.columns(table, labels, created)
-        if self.args.truncate and not created:
+        found = find_table(self.conn, name)
+        table = found or self.create(name, labels)
+        columns = self.columns(table, labels) if found else list(table.columns)
+        if self.args.truncate and found:
             self.conn.execute(sql.SQL("TRUNCATE {}").format(table.identifier))
-        lines = head.lines if head and self.has_header else 0
         self.copied = Import(self.source, self.dialect, table, columns, self.has_header, lines)
-        rows = self.copy(table, columns, blocks)
-        if created and self.args.infer_types:
-            from .inference import infer_types
-
+        rows = self.copy(self.copied, blocks)
+        if self.args.infer_types and not found:
             infer_types(self.conn, table.identifier, columns)
         return rows, table
 
-    def copy(self, table: Table, columns: Sequence[str], blocks: Iterator[bytes]) -> int:
+    def copy(self, into: Import, blocks: Iterator[bytes]) -> int:
         if self.conn.info.server_version < _NO_END_MARKER:
             blocks = guard_end_marker(blocks, self.dialect.quote)
-        statement = sql.SQL(
-            "COPY {} ({}) FROM STDIN "
-            "WITH (FORMAT csv, DELIMITER {}, QUOTE {}, NULL {}, ENCODING {})"
-        ).format(
-            table.identifier,
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            self.dialect.delimiter,
-            self.dialect.quotechar,
-            self.dialect.null,
-            self.source.encoding.sent_as,
+        statement = sql.SQL("COPY {} ({}) FROM STDIN WITH ({})").format(
+            into.table.identifier,
+            sql.SQL(", ").join(map(sql.Identifier, into.columns)),
+            self.dialect.options(self.source.encoding),
         )
-        with self.conn.cursor() as cursor, Progress(self.source.name, self.source.total) as bar:
+        with self.conn.cursor() as cursor, progress(self.source.name, self.source.total) as show:
             with cursor.copy(statement) as copy:
                 for block in blocks:
                     copy.write(block)
-                    bar.update(self.source.done)
+                    show(self.source.done)
             return cursor.rowcount
 
     # --- names ---
 
-    def labels(self, head: Head | None) -> list[str] | None:
-        """Give the names that the file's values go by; `None`: the table's, in its order."""
-        named: list[str] | None = self.args.columns
-        if head is None:
-            return named
-        if head.record is None:
-            raise CommandError(f"{self.source.name}: is empty, and has no first record")
-        if head.record.unended:
-            raise CommandError(
-                f"{self.source.name}: line {head.record.line}: a quoted value never ends"
-            )
-        fields = split_record(head.record.data, self.dialect)
-        if named is not None and len(named) != len(fields):
-            raise CommandError(
-                f"{self.source.name}: line {head.record.line} has {len(fields)} values, "
-                f"--columns names {len(named)}"
-            )
-        if named is not None or not self.has_header:
-            return named or [f"column_{number}" for number in range(1, len(fields) + 1)]
-        return [self.label(field.value, number) for number, field in enumerate(fields, 1)]
-
-    def label(self, value: bytes, number: int) -> str:
-        try:
-            name = value.decode(self.source.encoding.data_codec)
-        except UnicodeDecodeError:
-            raise CommandError(
-                f"{self.source.name}: header, value {number}: "
-                f"is not {self.source.encoding.name}; --encoding names another"
-            ) from None
-        if not name.strip():
-            raise CommandError(f"{self.source.name}: header, value {number}: has no name")
-        return name
-
-    def columns(self, table: Table, labels: list[str] | None, created: bool) -> list[str]:
-        """Find the table's columns of the file's values, in the order of the file."""
-        if created:
-            return table.names
-        if labels is None or (not self.has_header and self.args.columns is None):
-            return table.stored
-        columns: list[str] = []
-        for number, label in enumerate(labels, 1):
-            column = _matching(label, table)
-            if column is None:
-                raise self.wrong_label(number, _unknown(label, table))
-            if column in columns:
-                raise self.wrong_label(number, f"column {column!r} is named twice")
-            if column not in table.stored:
-                hint = "its values cannot be imported: leave it out of the file"
-                raise self.wrong_label(number, f"column {column!r} is generated; {hint}")
-            columns.append(column)
-        return columns
+    def wrong(self, problem: str) -> CommandError:
+        return CommandError(f"{self.source.name}: {problem}")
 
     def wrong_label(self, number: int, problem: str) -> CommandError:
         where = "header" if self.args.columns is None else "--columns"
-        return CommandError(f"{self.source.name}: {where}, value {number}: {problem}")
+        return self.wrong(f"{where}, value {number}: {problem}")
+
+    def labels(self, head: Head) -> list[str]:
+        """Give the names that the file's values go by."""
+        if head.record is None:
+            raise self.wrong("is empty, and has no first record")
+        line = f"line {head.record.line}"
+        if head.record.unended:
+            raise self.wrong(f"{line}: a quoted value never ends")
+        fields = split_record(head.record.data, self.dialect)
+        named: list[str] | None = self.args.columns
+        if named is not None and len(named) != len(fields):
+            raise self.wrong(f"{line} has {len(fields)} values, --columns names {len(named)}")
+        if named is not None:
+            return named
+        if not self.has_header:
+            return [f"column_{number}" for number in range(1, len(fields) + 1)]
+        return [self.label(field.value, number) for number, field in enumerate(fields, 1)]
+
+    def label(self, value: bytes, number: int) -> str:
+        encoding = self.source.encoding
+        try:
+            name = value.decode(encoding.data_codec)
+        except UnicodeDecodeError:
+            problem = f"is not {encoding.name}; --encoding names another"
+            raise self.wrong_label(number, problem) from None
+        if not name.strip():
+            raise self.wrong_label(number, "has no name")
+        return name
+
+    def columns(self, table: Table, labels: list[str] | None) -> list[str]:
+        """Find the table's columns of the file's values, in the order of the file."""
+        if labels is None or (not self.has_header and self.args.columns is None):
+            return table.stored
+        columns = [self.column(label, number, table) for number, label in enumerate(labels, 1)]
+        self.refuse_doubles(columns)
+        return columns
+
+    def column(self, label: str, number: int, table: Table) -> str:
+        """Find a column by its name as it stands, else by the same letters in lower case."""
+        alike = [name for name in table.columns if _normal(name) == _normal(label)]
+        if label not in table.columns and len(alike) != 1:
+            near = get_close_matches(_normal(label), table.columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.columns)}"
+            raise self.wrong_label(number, f"table {table} has no column {label!r} ({hint})")
+        column = label if label in table.columns else alike[0]
+        if table.columns[column]:
+            hint = "its values cannot be imported: leave it out of the file"
+            raise self.wrong_label(number, f"column {column!r} is generated; {hint}")
+        return column
+
+    def refuse_doubles(self, columns: list[str]) -> None:
+        for number, column in enumerate(columns, 1):
+            if column in columns[: number - 1]:
+                raise self.wrong_label(number, f"column {column!r} is named twice")
 
     # --- a new table ---
 
@@ -189,9 +181,8 @@ class _Importer:
             )
         assert labels is not None
         columns = labels if self.args.lowercase is False else list(map(_normal, labels))
+        self.refuse_doubles(columns)
         for number, column in enumerate(columns, 1):
-            if columns.index(column) != number - 1:
-                raise self.wrong_label(number, f"column {column!r} is named twice")
             if len(column.encode()) > _LONGEST_NAME:
                 problem = f"{column!r} is longer than PostgreSQL's {_LONGEST_NAME} bytes"
                 raise self.wrong_label(number, problem)
@@ -206,17 +197,3 @@ class _Importer:
 
 def _normal(label: str) -> str:
     return re.sub(r"\W", "_", label.strip().lower())
-
-
-def _matching(label: str, table: Table) -> str | None:
-    """Find a column by its name as it stands, else by the same letters in lower case."""
-    if label in table.names:
-        return label
-    near = [name for name in table.names if _normal(name) == _normal(label)]
-    return near[0] if len(near) == 1 else None
-
-
-def _unknown(label: str, table: Table) -> str:
-    near = get_close_matches(_normal(label), table.names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.names)}"
-    return f"table {table} has no column {label!r} ({hint})"

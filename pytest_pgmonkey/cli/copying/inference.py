@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-__all__ = ["infer_types"]
-
 _DATE = r"(?!0000)\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
 _TIME = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?"
 _ZONE = r"(Z|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
@@ -68,17 +66,13 @@ _AT_ONCE = 200
 
 def infer_types(conn: Connection[Any], table: sql.Identifier, columns: Sequence[str]) -> None:
     """Give text columns the first type that holds all of their values, where there is one."""
-    types = dict(_types(conn, table, columns))
-    if not types:
-        return
-    changes = sql.SQL(", ").join(
-        sql.SQL("ALTER {0} TYPE {1} USING {0}::{1}").format(
-            sql.Identifier(column),
-            sql.SQL(type_),
-        )
-        for column, type_ in types.items()
-    )
-    conn.execute(sql.SQL("ALTER TABLE {} {}").format(table, changes))
+    changes = [
+        sql.SQL("ALTER {0} TYPE {1} USING {0}::{1}").format(sql.Identifier(column), sql.SQL(type_))
+        for column, type_ in _types(conn, table, columns)
+    ]
+    if changes:
+        listed = sql.SQL(", ").join(changes)
+        conn.execute(sql.SQL("ALTER TABLE {} {}").format(table, listed))
 
 
 def _types(
@@ -90,15 +84,14 @@ def _types(
         row = conn.execute(sql.SQL("SELECT {} FROM {}").format(tests, table)).fetchone()
         assert row is not None
         for column, fulfilled in zip(some, row, strict=True):
-            for (type_, _), fits in zip(_CANDIDATES, fulfilled, strict=True):
-                if fits:
-                    yield column, type_
-                    break
+            if True in fulfilled:
+                yield column, _CANDIDATES[fulfilled.index(True)][0]
 
 
 def _tests(conn: Connection[Any], column: str) -> sql.SQL:
     value = sql.Identifier(column).as_string(conn)
-    given = f"FILTER (WHERE {value} IS NOT NULL)"
-    conditions = (condition.replace("VALUE", value) for _, condition in _CANDIDATES)
-    tests = ", ".join(f"bool_and({condition}) {given}" for condition in conditions)
-    return sql.SQL(f"ARRAY[{tests}]")
+    tests = (
+        f"bool_and({condition.replace('VALUE', value)}) FILTER (WHERE {value} IS NOT NULL)"
+        for _, condition in _CANDIDATES
+    )
+    return sql.SQL(f"ARRAY[{', '.join(tests)}]")

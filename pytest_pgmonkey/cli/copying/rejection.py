@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from .settings import Dialect
     from .tables import Table
-
-__all__ = ["Import", "describe"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ def describe(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> st
     what = _what(error, import_, record)
     if record is None:
         return f"{import_.source.name}: {_place_without_record(import_, line, column)}{what}"
-    index = _index(error, import_, record, column)
-    return f"{import_.source.name}: {_place(import_, record, index)}: {what}"
+    return f"{import_.source.name}: {_place(error, import_, record, column)}: {what}"
 
 
 # --- what the server says ---
@@ -57,12 +54,12 @@ def describe(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> st
 
 def _context(error: psycopg.Error, import_: Import) -> tuple[int | None, str | None]:
     """Find the server's line and column; the words between them are in the server's language."""
+    context = error.diag.context or ""
     pattern = rf"^COPY {re.escape(import_.table.name)},\D*(\d+)(?:, \S+ )?"
-    match = re.search(pattern, error.diag.context or "", re.MULTILINE)
+    match = re.search(pattern, context, re.MULTILINE)
     if match is None:
         return None, None
-    rest = (error.diag.context or "")[match.end() :]
-    near = [name for name in import_.columns if rest.startswith(f"{name}:")]
+    near = [name for name in import_.columns if context.startswith(f"{name}:", match.end())]
     return int(match[1]), max(near, key=len, default=None)
 
 
@@ -93,17 +90,14 @@ def _what(error: psycopg.Error, import_: Import, record: Record | None) -> str:
             return "a quoted value begins here and never ends"
         found, wanted = len(split_record(record.data, import_.dialect)), len(import_.columns)
         if found != wanted:
+            values = "1 value" if found == 1 else f"{found} values"
             against = "the header names" if import_.has_header else "the columns are"
-            return f"the row has {_values(found)}, {against} {wanted}"
+            return f"the row has {values}, {against} {wanted}"
     parts = [error.diag.message_primary or str(error), error.diag.message_detail]
-    text = ": ".join(part for part in parts if part)
+    text = ": ".join(filter(None, parts))
     if isinstance(error, errors.CharacterNotInRepertoire | errors.UntranslatableCharacter):
         text += f" (read as {import_.source.encoding.name}; --encoding names another)"
     return text
-
-
-def _values(number: int) -> str:
-    return "1 value" if number == 1 else f"{number} values"
 
 
 # --- where it stands ---
@@ -116,11 +110,9 @@ def _read_again(import_: Import, find: Callable[[Iterator[bytes]], Record | None
     source = Source(import_.source.path, import_.source.encoding)
     with source.open() as blocks:
         if import_.has_header:
-            blocks = read_head(blocks, import_.dialect.quote, source.name).rest()
+            blocks = read_head(blocks, import_.dialect.quote, source.name).rest
         record = find(blocks)
-    if record is None:
-        return None
-    return Record(record.line + import_.lines_before, record.data, record.unended)
+    return record and replace(record, line=record.line + import_.lines_before)
 
 
 def _by_key(
@@ -142,35 +134,10 @@ def _by_key(
     return record, column or names[0]
 
 
-def _index(error: psycopg.Error, import_: Import, record: Record, column: str | None) -> int | None:
-    """Give the position of the value in its record."""
+def _place(error: psycopg.Error, import_: Import, record: Record, column: str | None) -> str:
     fields = split_record(record.data, import_.dialect)
-    if isinstance(error, errors.BadCopyFileFormat):
-        last = len(fields) - 1
-        return last if record.unended else min(last, len(import_.columns))
-    if column in import_.columns:
-        return import_.columns.index(column)
-    if isinstance(error, errors.CharacterNotInRepertoire):
-        return _undecodable(fields, import_.source.encoding.data_codec)
-    return None
-
-
-def _undecodable(fields: list[Field], codec: str) -> int | None:
-    for index, field in enumerate(fields):
-        try:
-            text = field.value.decode(codec)
-        except UnicodeDecodeError:
-            return index
-        if "\0" in text:
-            return index
-    return None
-
-
-def _place(import_: Import, record: Record, index: int | None) -> str:
-    if index is None:
-        return f"line {record.line}"
-    fields = split_record(record.data, import_.dialect)
-    if index >= len(fields):
+    index = _index(error, import_, record, fields, column)
+    if index is None or index >= len(fields):
         return f"line {record.line}"
     before = record.data[: fields[index].start]
     line = record.line + newlines(before)
@@ -178,6 +145,29 @@ def _place(import_: Import, record: Record, index: int | None) -> str:
     character = len(on_line.decode(import_.source.encoding.data_codec, "replace")) + 1
     named = f"column {import_.columns[index]}, " if index < len(import_.columns) else ""
     return f"line {line}, {named}value {index + 1} (character {character})"
+
+
+def _index(
+    error: psycopg.Error, import_: Import, record: Record, fields: list[Field], column: str | None
+) -> int | None:
+    """Give the position of the value in its record."""
+    if isinstance(error, errors.BadCopyFileFormat):
+        last = len(fields) - 1
+        return last if record.unended else min(last, len(import_.columns))
+    if column in import_.columns:
+        return import_.columns.index(column)
+    if isinstance(error, errors.CharacterNotInRepertoire):
+        codec = import_.source.encoding.data_codec
+        bad = (i for i, field in enumerate(fields) if not _is_text(field.value, codec))
+        return next(bad, None)
+    return None
+
+
+def _is_text(value: bytes, codec: str) -> bool:
+    try:
+        return "\0" not in value.decode(codec)
+    except UnicodeDecodeError:
+        return False
 
 
 def _place_without_record(import_: Import, line: int | None, column: str | None) -> str:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from ..common import CommandError
+from ..options import split_names
+from ..running import CommandError
 
 if TYPE_CHECKING:
     from psycopg import Connection
-
-__all__ = ["Column", "Name", "Table", "find_table", "parse_name"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,6 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column."""
-
-    name: str
-    generated: bool
-
-
-@dataclass(frozen=True)
 class Table:
     """A table, view or the like that exists."""
 
@@ -51,7 +42,8 @@ class Table:
     kind: str
     #: Other tables inherit from it.
     has_children: bool
-    columns: tuple[Column, ...]
+    #: By name: whether the column is generated.
+    columns: dict[str, bool]
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -61,48 +53,17 @@ class Table:
         return sql.Identifier(self.schema, self.name)
 
     @property
-    def names(self) -> list[str]:
-        return [column.name for column in self.columns]
-
-    @property
     def stored(self) -> list[str]:
         """The columns that COPY writes to: not those that are generated."""
-        return [column.name for column in self.columns if not column.generated]
+        return [name for name, generated in self.columns.items() if not generated]
 
 
 def parse_name(text: str) -> Name:
     """Read `table`, `schema.table` or the same in SQL's quotes."""
-    parts, quoted, rest = [], False, text
-    while True:
-        if rest.startswith('"'):
-            part, rest = _quoted(rest, text)
-            quoted = True
-        else:
-            part, dot, rest = rest.partition(".")
-            rest = dot + rest
-        parts.append(part)
-        if not rest:
-            break
-        if not rest.startswith("."):
-            raise CommandError(f"{text!r} is no table's name")
-        rest = rest[1:]
-    if len(parts) > 2 or not all(parts):
+    parts = split_names(text, ".")
+    if len(parts) not in (1, 2):
         raise CommandError(f"{text!r} is no table's name: it may be table or schema.table")
-    return Name(parts[0] if len(parts) == 2 else None, parts[-1], quoted)
-
-
-def _quoted(text: str, whole: str) -> tuple[str, str]:
-    part, at = "", 1
-    while at < len(text):
-        if text[at] != '"':
-            part += text[at]
-        elif text[at + 1 : at + 2] == '"':
-            part += '"'
-            at += 1
-        else:
-            return part, text[at + 1 :]
-        at += 1
-    raise CommandError(f"{whole!r} has a quote that never ends")
+    return Name(parts[0] if len(parts) == 2 else None, parts[-1], '"' in text)
 
 
 _FIND = """
@@ -131,7 +92,7 @@ def find_table(conn: Connection[Any], name: Name) -> Table | None:
     for schema, table in spellings:
         row = conn.execute(_FIND, {"schema": schema, "table": table}).fetchone()
         if row is not None:
-            columns = tuple(Column(*each) for each in conn.execute(_COLUMNS, [row[0]]))
+            columns = dict(conn.execute(_COLUMNS, [row[0]]).fetchall())
             oid, found_in, found, kind, has_children = row
             return Table(oid, found_in, found, kind, has_children, columns)
     return None

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ...errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-__all__ = ["Advice", "Client", "Entry", "HbaLine", "Network", "advise", "client_of", "network"]
+    from collections.abc import Iterator, Mapping
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
@@ -31,7 +29,7 @@ TIMEOUTS = (
 
 @dataclass(frozen=True)
 class Client:
-    """What a configuration says of its clients, as far as it concerns the server."""
+    """What a configuration and its user say of the clients, as far as it concerns the server."""
 
     database: str
     user: str
@@ -40,9 +38,13 @@ class Client:
     #: On the server's own machine, as far as can be told.
     loopback: bool
     insists_on_tls: bool
-    #: The larger `max_size` of the file's pools; `None` where it has no pool.
-    largest_pool: int | None
-    timeouts: tuple[tuple[str, str], ...]
+    timeouts: Mapping[str, str]
+    #: The larger `max_size` of the file's pools.
+    largest_pool: int = 1
+    processes: int = 1
+    #: Where they connect from, `None` where nobody has said so.
+    address: Network | None = None
+    clientcert: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Entry:
     why: str = ""
 
     def __str__(self) -> str:
-        value = self.value if re.fullmatch(r"\d+|on|off", self.value) else _literal(self.value)
+        value = self.value
+        if not re.fullmatch(r"\d+|on|off", value):
+            value = "'{}'".format(value.replace("'", "''"))
         return f"{self.name} = {value}"
 
 
@@ -69,11 +73,24 @@ class HbaLine:
     method: str = "scram-sha-256"
     options: tuple[str, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        return self.type == "local" or self.address is not None
+
     def __str__(self) -> str:
         words = [self.type, _hba_name(self.database), _hba_name(self.user)]
         if self.type != "local":
             words.append(self.address or "CLIENT_ADDRESS")
         return "  ".join([*words, self.method, *self.options])
+
+
+_KEYWORDS = frozenset({"all", "sameuser", "samerole", "samegroup", "replication"})
+
+
+def _hba_name(name: str) -> str:
+    if re.fullmatch(r"[\w.-]+", name) and name not in _KEYWORDS:
+        return name
+    return '"{}"'.format(name.replace('"', '""'))
 
 
 @dataclass(frozen=True)
@@ -88,18 +105,13 @@ class Advice:
 # --- the client ---
 
 
-def client_of(
-    config: Mapping[str, Any],
-    conninfo: Mapping[str, str],
-    pools: Sequence[int],
-    file: str | None = None,
-) -> Client:
+def client_of(config: Mapping[str, Any], conninfo: Mapping[str, str], file: str) -> Client:
     """Judge who connects, given libpq's keywords with its defaults filled in.
 
     Raises ConfigError where a value would be more than a part of a line in the server's files.
     """
-    hosts = [host for host in conninfo.get("host", "").split(",") if host]
-    hosts = hosts or [host for host in conninfo.get("hostaddr", "").split(",") if host]
+    listed = conninfo.get("host", "").strip(",") or conninfo.get("hostaddr", "")
+    hosts = [host for host in listed.split(",") if host]
     user = _one_line(conninfo.get("user", ""), "connection_settings.user", file)
     return Client(
         database=_one_line(conninfo.get("dbname") or user, "connection_settings.dbname", file),
@@ -107,17 +119,13 @@ def client_of(
         local=all(host.startswith(("/", "@")) for host in hosts),
         loopback=bool(hosts) and all(map(_is_loopback, hosts)),
         insists_on_tls=conninfo.get("sslmode") in INSISTING,
-        largest_pool=max(pools, default=None),
-        timeouts=tuple(_timeouts(config, file)),
+        timeouts=_timeouts(config, file),
     )
 
 
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def _one_line(value: str, key: str, file: str | None) -> str:
+def _one_line(value: str, key: str, file: str) -> str:
     """Refuse what would end its line of the server's files, and begin one of its own."""
-    if _CONTROL_CHARACTER.search(value):
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", value):
         problem = "holds a control character, which cannot stand in the server's files"
         raise ConfigError(problem, file, key)
     return value
@@ -130,14 +138,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _timeouts(config: Mapping[str, Any], file: str | None) -> list[tuple[str, str]]:
+def _timeouts(config: Mapping[str, Any], file: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for section in ("sync_settings", "async_settings"):
         for name, value in (config.get(section) or {}).items():
             if name in TIMEOUTS and isinstance(value, str | int | float):
                 text = _one_line(str(value), f"{section}.{name}", file)
                 found[name] = max(found.get(name, text), text, key=_for_longest)
-    return sorted(found.items())
+    return dict(sorted(found.items()))
 
 
 _UNITS = {"us": 0.001, "ms": 1.0, "": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
@@ -150,71 +158,38 @@ def milliseconds(value: str) -> float | None:
 
 
 def _for_longest(value: str) -> float:
-    time = milliseconds(value) or 0.0
-    return time if time > 0 else float("inf")  # 0 is no limit at all.
+    # 0 is no limit at all.
+    return milliseconds(value) or float("inf")
 
 
 # --- the advice ---
 
 
-def advise(
-    client: Client,
-    *,
-    processes: int = 1,
-    address: Network | None = None,
-    clientcert: str | None = None,
-    reserved: int = RESERVED,
-) -> Advice:
-    """Work out the entries for so many processes of this client."""
-    settings = [_max_connections(client, processes, reserved)]
-    if client.insists_on_tls:
-        settings += [
-            Entry("ssl", "on", "the client insists on TLS"),
-            Entry("ssl_cert_file", "server.crt", "the server's certificate"),
-            Entry("ssl_key_file", "server.key", "its key"),
-        ]
-        if clientcert:
-            settings.append(Entry("ssl_ca_file", "root.crt", "judges clients' certificates"))
-    settings += [Entry(name, value, "as the file sets it") for name, value in client.timeouts]
-    return Advice(client, tuple(settings), _hba_line(client, address, clientcert))
+def advise(client: Client, reserved: int = RESERVED) -> Advice:
+    """Work out the entries for a client."""
+    return Advice(client, tuple(_settings(client, reserved)), _hba_line(client))
 
 
-def _max_connections(client: Client, processes: int, reserved: int) -> Entry:
-    each = client.largest_pool or 1
+def _settings(client: Client, reserved: int) -> Iterator[Entry]:
+    processes, each = client.processes, client.largest_pool
     # In whole numbers: 1.1 has no exact form, and 110 must not become 111.
     needed = -((processes * each + reserved) * 11 // -10)
-    return Entry(
-        "max_connections",
-        str(needed),
-        f"at least: ({processes} x {each} + {reserved} reserved) + 10 %",
-    )
+    why = f"at least: ({processes} x {each} + {reserved} reserved) + 10 %"
+    yield Entry("max_connections", str(needed), why)
+    if client.insists_on_tls:
+        yield Entry("ssl", "on", "the client insists on TLS")
+        yield Entry("ssl_cert_file", "server.crt", "the server's certificate")
+        yield Entry("ssl_key_file", "server.key", "its key")
+        if client.clientcert:
+            yield Entry("ssl_ca_file", "root.crt", "judges clients' certificates")
+    for name, value in client.timeouts.items():
+        yield Entry(name, value, "as the file sets it")
 
 
-def _hba_line(client: Client, address: Network | None, clientcert: str | None) -> HbaLine:
-    options = (f"clientcert={clientcert}",) if clientcert else ()
-    if client.local and address is None:
+def _hba_line(client: Client) -> HbaLine:
+    if client.local and client.address is None:
         return HbaLine("local", client.database, client.user, None)
-    where = str(address) if address else SAME_HOST if client.loopback else None
+    where = str(client.address) if client.address else SAME_HOST if client.loopback else None
     kind = "hostssl" if client.insists_on_tls else "host"
+    options = (f"clientcert={client.clientcert}",) if client.clientcert else ()
     return HbaLine(kind, client.database, client.user, where, options=options)
-
-
-def network(text: str) -> Network:
-    """Read an address or a CIDR network; a `ValueError` says what is wrong."""
-    return ipaddress.ip_network(text, strict=False)
-
-
-def _literal(value: str) -> str:
-    escaped = value.replace("'", "''")
-    return f"'{escaped}'"
-
-
-_PLAIN = re.compile(r"[\w.-]+")
-_KEYWORDS = frozenset({"all", "sameuser", "samerole", "samegroup", "replication"})
-
-
-def _hba_name(name: str) -> str:
-    if _PLAIN.fullmatch(name) and name not in _KEYWORDS:
-        return name
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'

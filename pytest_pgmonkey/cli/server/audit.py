@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors
@@ -13,11 +13,9 @@ from psycopg.rows import dict_row
 from .advice import RESERVED, Advice, Client, Entry, Network, advise, milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from psycopg import Connection
-
-__all__ = ["Finding", "audit"]
 
 #: Methods that are at least as good as what is recommended.
 STRONG = frozenset({"scram-sha-256", "cert", "gss", "sspi"})
@@ -33,31 +31,16 @@ class Finding:
     status: str
 
 
-def audit(
-    conn: Connection[Any],
-    client: Client,
-    *,
-    processes: int,
-    address: Network | None,
-    clientcert: str | None,
-) -> tuple[Advice, list[Finding]]:
+def audit(conn: Connection[Any], client: Client) -> tuple[Advice, list[Finding]]:
     """Compare what a client needs with what the server has."""
     conn.read_only = True
     live = _settings(conn)
-    if address is None and not client.local:
-        address = _own_address(conn)
-    reserved = live.get("superuser_reserved_connections") or str(RESERVED)
-    advice = advise(
-        client,
-        processes=processes,
-        address=address,
-        clientcert=clientcert,
-        reserved=int(reserved),
-    )
+    if client.address is None and not client.local:
+        client = replace(client, address=_own_address(conn))
+    advice = advise(client, int(live.get("superuser_reserved_connections") or RESERVED))
     findings = [_compared(entry, live) for entry in advice.settings]
-    findings.append(_hba(conn, advice, address))
-    findings.append(_tls(conn, client))
-    return advice, findings
+    findings.append(Finding("pg_hba.conf", str(advice.hba), *_judge_hba(conn, advice)))
+    return advice, [*findings, _tls(conn, client)]
 
 
 # --- settings ---
@@ -96,32 +79,28 @@ def _own_address(conn: Connection[Any]) -> Network | None:
 
 
 def _tls(conn: Connection[Any], client: Client) -> Finding:
-    row = conn.execute(
-        "SELECT ssl, version FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
-    ).fetchone()
-    current = row[1] if row and row[0] else "no TLS"
+    query = "SELECT version FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
+    version = next(conn.execute(query), (None,))[0]
     wanted = "TLS" if client.insists_on_tls else "any"
-    fits = bool(row and row[0]) or not client.insists_on_tls
-    return Finding("this connection", wanted, current, "ok" if fits else "mismatch")
+    fits = version or not client.insists_on_tls
+    return Finding("this connection", wanted, version or "no TLS", "ok" if fits else "mismatch")
 
 
 # --- pg_hba.conf ---
 
 
-def _hba(conn: Connection[Any], advice: Advice, address: Network | None) -> Finding:
-    what, recommended = "pg_hba.conf", str(advice.hba)
+def _judge_hba(conn: Connection[Any], advice: Advice) -> tuple[str, str]:
     try:
         rules = _rules(conn)
     except errors.InsufficientPrivilege:
-        missing = "this role may not read pg_hba_file_rules"
-        return Finding(what, recommended, missing, "unknown")
-    if advice.hba.type != "local" and address is None:
-        return Finding(what, recommended, "the client's address is not known", "unknown")
+        return "this role may not read pg_hba_file_rules", "unknown"
+    if advice.hba.type != "local" and advice.client.address is None:
+        return "the client's address is not known", "unknown"
     groups = _groups(conn, advice.client.user)
     for rule in rules:
-        if _applies(rule, advice, address, groups):
-            return Finding(what, recommended, _shown(rule), _judged(rule, advice))
-    return Finding(what, recommended, "no line lets this client in", "mismatch")
+        if _applies(rule, advice, groups):
+            return _shown(rule), "ok" if _is_good(rule, advice) else "mismatch"
+    return "no line lets this client in", "mismatch"
 
 
 def _rules(conn: Connection[Any]) -> list[dict[str, Any]]:
@@ -140,17 +119,14 @@ def _groups(conn: Connection[Any], user: str) -> set[str]:
     return {name for (name,) in conn.execute(query, [user])}
 
 
-def _applies(
-    rule: Mapping[str, Any], advice: Advice, address: Network | None, groups: set[str]
-) -> bool:
-    kinds = {"local": ("local",), "hostssl": ("host", "hostssl", "hostnogssenc")}
-    if rule["type"] not in kinds.get(advice.hba.type, ("host", "hostnossl", "hostnogssenc")):
-        return False
+def _applies(rule: Mapping[str, Any], advice: Advice, groups: set[str]) -> bool:
     client = advice.client
+    kinds = {"local": ("local",), "hostssl": ("host", "hostssl", "hostnogssenc")}
     return (
-        any(_names_database(name, client, groups) for name in rule["database"])
+        rule["type"] in kinds.get(advice.hba.type, ("host", "hostnossl", "hostnogssenc"))
+        and any(_names_database(name, client, groups) for name in rule["database"])
         and any(_names_user(name, client.user, groups) for name in rule["user_name"])
-        and (advice.hba.type == "local" or _holds(rule, address))
+        and (advice.hba.type == "local" or _holds(rule, client.address))
     )
 
 
@@ -195,28 +171,21 @@ def _prefix(netmask: str | None) -> int:
     return bin(int(ipaddress.ip_address(netmask or "0.0.0.0"))).count("1")
 
 
-def _judged(rule: Mapping[str, Any], advice: Advice) -> str:
-    good = rule["auth_method"] in STRONG
-    if advice.hba.type == "hostssl":
-        # Such a line lets the client in without TLS, too.
-        good = good and rule["type"] == "hostssl"
-    options = [option.partition("=")[::2] for option in rule["options"] or []]
-    wanted = [option.partition("=")[::2] for option in advice.hba.options]
-    if rule["auth_method"] != "cert":
-        good = good and all(
-            any(name == key and value in (chosen, "verify-full") for key, value in options)
-            for name, chosen in wanted
-        )
-    return "ok" if good else "mismatch"
+def _is_good(rule: Mapping[str, Any], advice: Advice) -> bool:
+    if rule["auth_method"] not in STRONG:
+        return False
+    if advice.hba.type == "hostssl" and rule["type"] != "hostssl":
+        return False  # Such a line lets the client in without TLS, too.
+    wanted = advice.client.clientcert
+    if wanted is None or rule["auth_method"] == "cert":
+        return True
+    options = rule["options"] or []
+    return f"clientcert={wanted}" in options or "clientcert=verify-full" in options
 
 
 def _shown(rule: Mapping[str, Any]) -> str:
-    words: list[str] = [rule["type"], ",".join(rule["database"]), ",".join(rule["user_name"])]
-    words += [rule["address"]] if rule["address"] else []
-    words += [rule["auth_method"], *_unsecret(rule["options"] or [])]
-    return f"line {rule['line_number']}: {' '.join(words)}"
-
-
-def _unsecret(options: list[str]) -> Iterator[str]:
-    # LDAP's and RADIUS' passwords are among them.
-    return (option for option in options if option.startswith("clientcert="))
+    words = [rule["type"], ",".join(rule["database"]), ",".join(rule["user_name"])]
+    # LDAP's and RADIUS' passwords are among the options.
+    options = [option for option in rule["options"] or [] if option.startswith("clientcert=")]
+    words += [rule["address"] or "", rule["auth_method"], *options]
+    return f"line {rule['line_number']}: {' '.join(filter(None, words))}"

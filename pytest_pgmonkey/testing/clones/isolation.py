@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from ...handles import make_handle
-from ..databases.commands import connect
 from ..file_settings import in_clone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...connecting import Connector
     from ...handles import AsyncHandle, Handle
     from ..servers.server import Server
     from .clones import Clones
@@ -67,14 +67,20 @@ class _AsyncLent:
 class CloneIsolation:
     """What one test runs in: a clone, to which handles lead by production's own sources.
 
-    `retire` takes the isolation of a test that has ended, and gives its clone back at some time.
+    `connector` opens their connections; `retire` takes the isolation of a test that has ended, and
+    gives its clone back at some time.
     """
 
     def __init__(
-        self, clones: Clones, server: Server, retire: Callable[[CloneIsolation], None]
+        self,
+        clones: Clones,
+        server: Server,
+        connector: type[Connector],
+        retire: Callable[[CloneIsolation], None],
     ) -> None:
         self._clones = clones
         self._server = server
+        self._connector = connector
         self._retire = retire
         self._twins: dict[Any, Any] = {}
         self._lent: dict[Any, Any] = {}
@@ -100,7 +106,8 @@ class CloneIsolation:
             return self._lent[handle]
         if handle in self._twins:
             return None
-        twin = make_handle(in_clone(handle.spec, self.conninfo), handle._connector.hook)
+        spec = in_clone(handle.spec, self.conninfo)
+        twin = make_handle(spec, handle._connector.hook, connector=self._connector)
         self._twins[twin] = handle
         self._lent[handle] = kind(twin)
         return self._lent[handle]
@@ -112,7 +119,10 @@ class CloneIsolation:
 
     def _own_connection(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self.conninfo)
+            self._connection = self._connector.sync_class.connect(
+                **self.conninfo,  # type: ignore[arg-type]
+                autocommit=True,
+            )
         return self._connection
 
     def end(self) -> tuple[list[str], list[str]]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ... import sources
-from ...errors import PGMonkeyError
-from ...libpq import require_libpq
+from ...errors import PGMonkeyError, require_libpq
 from .collection import CLONES_WANTED, isolation_of_running_test, uses_kit
 from .configure import INTERCEPTION, OPTIONS, mentions_kit
 

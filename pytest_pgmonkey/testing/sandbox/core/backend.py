@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -11,7 +12,10 @@ import psycopg
 from psycopg import pq
 
 from ....errors import SandboxError
-from .driver import error_from_result, execute
+from ...timeouts import NAMES, Timeouts
+from .draining import drain
+from .driver import error_from_result, execute, limited
+from .settings import UNKNOWN, Session
 from .turns import Turn
 
 if TYPE_CHECKING:
@@ -20,23 +24,29 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from .places import Place
-    from .settings import Session
 
     Steps = Generator[Any, Any, Any]
 
 SAVEPOINT: Final = b"SAVEPOINT _pgmonkey"
-REFRESH: Final = b"RELEASE _pgmonkey; SAVEPOINT _pgmonkey"
 UNDO: Final = b"ROLLBACK TO _pgmonkey"
+_BASE: Final = b"SAVEPOINT _pgmonkey_base"
+_REBASE: Final = b"RELEASE _pgmonkey_base"
+# Each costs whoever looks at a row of the test's own a comparison.
+_MOST_NESTED: Final = 32
 _DEFERRABLE: Final = (
     b"SELECT quote_ident(n.nspname) || '.' || quote_ident(c.conname), c.condeferred "
     b"FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace "
     b"WHERE c.condeferrable"
 )
 
+_HELD_CURSORS: Final = b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE is_holdable"
+
 _STATUS: Final = pq.TransactionStatus
 _BAD: Final = pq.ConnStatus.BAD
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_COPY: Final = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+_CANCELED: Final = b"57014"
+_PATIENCE: Final = 2.0  # seconds for what a test has left in the middle
+_OWN_PATIENCE: Final = 30.0  # seconds for a command of our own between two tests
 
 
 class Level(Enum):
@@ -82,13 +92,14 @@ class Frame(NamedTuple):
     settings_before: Session | None
     deferrable_before: list[tuple[str, bool]] | None
     changed: bool
+    nested: int
 
 
 class Backend:
     """One PGconn shared by all members of a test.
 
     A command that needs no answer is posted: sent without waiting, and its answer collected
-    before the next one. So a commit costs no round trip.
+    before the next one. So a rollback costs no round trip.
     """
 
     def __init__(self, conninfo: Mapping[str, str]) -> None:
@@ -113,16 +124,29 @@ class Backend:
         self.deferrable: list[tuple[str, bool]] | None = None
         self._deferrable_before: list[tuple[str, bool]] | None = None
         self._changed = False  # whether there was DDL in the current frame
+        self._nested = 0  # savepoints of commits in the current frame
         # What outlives a rollback, to be undone after the test.
         self.advisory, server_pid = self._look_around()
         self.is_pooled: Final = server_pid != self.backend_pid
         """Whether a pooler stands between, which has sessions of its own."""
+        if self.timeouts.differ:
+            self.run_blocking(self.timeouts.park())
         self.prepared = False
+        self.stale_cursors: set[str] = set()
+        """Cursors WITH HOLD, in lower case, of members that have returned."""
         self.escaped: EscapeError | None = None
+        self.lost = ""
+        """What was rolled back unasked, as a sentence for the test's report."""
+        self.expects_cancels = False
+        """Whether somebody has cancelled, or can be about to, from outside."""
+        self.cancels_under_way = 0
+        """Cancel requests of ours that were sent, and are not yet known to have arrived."""
+        self.unsettled = False
+        """Whether one of our own lines was interrupted, so that our notes may be wrong."""
         self.last_place: Place | None = None
         self.last_statement = ""
         _backends.add(self)
-        self._awaiting = False
+        self._posted: bytes | None = None
         self._backlog: list[bytes] = []
 
     def _look_around(self) -> tuple[bool, int]:
@@ -131,8 +155,12 @@ class Backend:
             b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
             b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
             b"AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
-            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid()"
+            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid(), "
+            + b", ".join(b"pg_catalog.current_setting('%s', true)" % n.encode() for n in NAMES)
         )
+        values = [result.get_value(0, 2 + i) for i in range(len(NAMES))]
+        found = zip(NAMES, values, strict=True)
+        self.timeouts = Timeouts({name: value.decode() for name, value in found if value})
         return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0)
 
     @property
@@ -153,7 +181,7 @@ class Backend:
     @property
     def behind(self) -> bool:
         """Whether answers must be collected before the next command."""
-        return self._awaiting
+        return self._posted is not None
 
     @property
     def in_transaction(self) -> bool:
@@ -169,8 +197,16 @@ class Backend:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the next virtual transaction can be the outer one itself."""
+        """Whether the outer transaction is yet to begin."""
         return self.level is Level.NONE and not self.frames
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the next virtual transaction can be the outer one itself.
+
+        Not where cancel requests are expected: the next SAVEPOINT could lose what it commits.
+        """
+        return self.level is Level.NONE and not self.frames and not self.expects_cancels
 
     def _on_notice(self, result: PGresult) -> None:
         holder: SessionUser | None = self.turn.holder
@@ -181,20 +217,31 @@ class Backend:
     # Commands of our own
 
     def post(self, command: bytes) -> None:
-        """Send a command now and collect its answer later."""
-        if self._awaiting:
+        """Send a command now and collect its answer later; it must not mind being repeated."""
+        if self._posted is not None:
             self._backlog.append(command)
         elif not self.dead:
-            # What does not fit into the socket at once is sent when the answer is collected.
-            self.pgconn.send_query(command)
-            self._awaiting = True
+            # Noted first: what an interruption keeps from being sent is sent when it is collected.
+            self._posted = command
+            try:
+                # What does not fit into the socket at once is sent when the answer is collected.
+                self.pgconn.send_query(command)
+            except psycopg.OperationalError:
+                self._posted = None
+                if self.dead:
+                    raise
+                # Something was interrupted; the end of the test undoes all of it.
+                self.unsettled = True
 
     def collect(self) -> Steps:
         """Fetch the answers of what was posted; raises the first error among them."""
-        pgconn = self.pgconn
+        pgconn, command = self.pgconn, self._posted
         pgconn.consume_input()
         results = yield from execute(pgconn)
-        self._awaiting = False
+        if command is not None and (not results or self.is_canceled(results)):
+            results = yield from self.repeat(command)
+        self._posted = None
+        backlog, self._backlog = self._backlog, []
         try:
             _raise_first(results)
         except psycopg.Error:
@@ -202,10 +249,8 @@ class Backend:
             if not self.dead and self.escaped is None:
                 self.note_escape(self.last_place, self.last_statement)
             raise
-        finally:
-            if self._backlog:
-                commands, self._backlog = self._backlog, []
-                yield from self.run(b"; ".join(commands))
+        if backlog:
+            _raise_first((yield from self.repeat(b"; ".join(backlog))))
 
     def run(self, command: bytes) -> Generator[Any, Any, list[PGresult]]:
         """Send commands of our own and wait for their answers."""
@@ -219,25 +264,55 @@ class Backend:
         results: list[PGresult] = yield from execute(self.pgconn)
         return results
 
+    def undo(self) -> Steps:
+        """Roll back to the savepoint that stands."""
+        _raise_first((yield from self.repeat(UNDO)))
+
+    def repeat(self, command: bytes) -> Generator[Any, Any, list[PGresult]]:
+        """Run a command until no cancel request hits it that has come too late."""
+        results = yield from self.attempt(command)
+        while self.is_canceled(results):
+            results = yield from self.attempt(command)
+        return results
+
+    def is_canceled(self, results: list[PGresult]) -> bool:
+        """Whether a cancel request, or a time-out of the server, has ended the last command."""
+        if not results or results[-1].status != _FATAL:
+            return False
+        canceled = results[-1].error_field(pq.DiagnosticField.SQLSTATE) == _CANCELED
+        self.expects_cancels |= canceled
+        return canceled
+
     def run_blocking(self, command: bytes = b"") -> list[PGresult]:
-        """Collect what was posted, then run a command, from code outside any member."""
-        if getattr(self, "_awaiting", False):
-            self.root.wait(self.collect())
-        return self.root.wait(self.run(command)) if command else []
+        """Collect what was posted, then run a command, from code outside any member.
+
+        Raises TimeoutError where the server does not answer.
+        """
+        if getattr(self, "_posted", None) is not None:
+            self.root.wait(limited(self.collect(), _OWN_PATIENCE))
+        if not command:
+            return []
+        return self.root.wait(limited(self.run(command), _OWN_PATIENCE))
 
     # The outer transaction and its savepoints
 
     def begin(self, command: bytes, isolation: bytes) -> Steps:
         """Begin the outer transaction as the virtual one that is asked for."""
         self._settings_before = self.settings_of
-        yield from self.run(command)
+        _raise_first((yield from self.repeat(command)))
         self.level, self.isolation = Level.DIRECT, isolation
 
     def stand(self, modes: bytes = b"") -> Steps:
         """Make sure that a fresh savepoint stands after the committed work."""
         if self.level is not Level.STANDING:
             command = self._standing_command(modes)
-            yield from self.run(command)
+            results = yield from self.attempt(command)
+            while self.is_canceled(results) and not self.is_begun:
+                yield from self.repeat(b"ROLLBACK")
+                results = yield from self.attempt(command)
+            if self.is_canceled(results):
+                self.note_loss()
+            _raise_first(results)
             self.stands(modes)
 
     def _standing_command(self, modes: bytes) -> bytes:
@@ -261,14 +336,52 @@ class Backend:
         ]
         self.level = Level.STANDING
 
+    def keep(self, before: list[bytes]) -> Steps:
+        """Make what was done since the savepoint stay, whatever is rolled back afterwards.
+
+        Commands that come `before` belong to it. Where one of them fails it is all undone, and the
+        error raised: a cancel request from outside may come in between, as in a real commit.
+        """
+        _raise_first((yield from self.attempt_keep(before)))
+
+    def attempt_keep(self, before: list[bytes]) -> Generator[Any, Any, list[PGresult]]:
+        """Do the same and give the answers, an error being the last of them.
+
+        Savepoints are nested, and seldom released: so a cancel request that hits one of them undoes
+        nothing that was kept before.
+        """
+        rebases = self._nested >= _MOST_NESTED and not self.expects_cancels
+        commands = [*before, _REBASE] if rebases else [*before]
+        if rebases or not self._nested:
+            commands.append(_BASE)
+        results = yield from self.attempt(b"; ".join([*commands, SAVEPOINT]))
+        if results[-1].status != _FATAL:
+            self._nested = 1 if rebases else self._nested + 1
+            return results
+        if rebases and len(results) > len(before) + 1:
+            self._nested = 0
+            self.note_loss()
+        if not self.is_canceled(results):
+            self.check_escape()
+        if self.pgconn.transaction_status == _STATUS.INERROR:
+            yield from self.undo()
+        return results
+
+    def post_keep(self, before: list[bytes]) -> None:
+        """Do the same without waiting, where nobody can be told any more."""
+        commands = [*before] if self._nested else [*before, _BASE]
+        self._nested += 1
+        self.post(b"; ".join([*commands, SAVEPOINT]))
+
     def undo_direct(self) -> None:
         """Roll back the virtual transaction that is the outer one."""
-        self.post(b"ROLLBACK")
         self.restore_frame()
+        self.post(b"ROLLBACK")
 
     def restore_frame(self) -> None:
         """Note that all work of the current frame was undone."""
         self.level = Level.NONE
+        self._nested = 0
         self.settings_of = self._settings_before
         if self._changed:
             self.deferrable, self._changed = self._deferrable_before, False
@@ -276,30 +389,40 @@ class Backend:
     def push_frame(self) -> None:
         """Begin a narrower scope: what follows can be undone by itself."""
         self.frames.append(
-            Frame(self.level, self._settings_before, self._deferrable_before, self._changed)
+            Frame(
+                self.level,
+                self._settings_before,
+                self._deferrable_before,
+                self._changed,
+                self._nested,
+            )
         )
         self.level = Level.NONE
+        self._nested = 0
         self._settings_before = self.settings_of
         self._deferrable_before = self.deferrable
         self._changed = False
 
     def undo_frame(self) -> None:
         """Post the end of all work of the current frame."""
-        commands = []
-        if self.level is not Level.NONE:
-            mark = _mark(len(self.frames))
-            undo = b"ROLLBACK TO %s; RELEASE %s" % (mark, mark) if self.frames else b"ROLLBACK"
-            commands.append(undo)
+        self.expects_cancels = False
+        self.stale_cursors.clear()
+        worked = self.level is not Level.NONE
+        if worked:
             self.restore_frame()
-        if self.advisory or self.prepared:
-            commands += self._after_rollback()
-        if commands:
-            self.post(b"; ".join(commands))
+        rest = self._after_rollback() if self.advisory or self.prepared else []
+        if worked and self.frames:
+            # The release last: until then the whole can be repeated.
+            mark = _mark(len(self.frames))
+            self.post(b"; ".join([b"ROLLBACK TO " + mark, *rest, b"RELEASE " + mark]))
+        elif worked or rest:
+            self.post(b"; ".join([b"ROLLBACK", *rest] if worked else rest))
 
     def pop_frame(self) -> None:
         """Go back to the wider scope."""
         frame = self.frames.pop()
-        self.level, self._settings_before, self._deferrable_before, self._changed = frame
+        self.level, self._settings_before, self._deferrable_before = frame[:3]
+        self._changed, self._nested = frame.changed, frame.nested
 
     def _after_rollback(self) -> list[bytes]:
         commands = []
@@ -330,12 +453,21 @@ class Backend:
                 self._deferrable_before = self.deferrable
         return self.deferrable
 
+    def close_cursors(self) -> Steps:
+        """Close the cursors of members that have returned, as their connections would have."""
+        stale, self.stale_cursors = self.stale_cursors, set()
+        (result,) = yield from self.run(_HELD_CURSORS)
+        found = [result.get_value(i, 0) or b"" for i in range(result.ntuples)]
+        names = [name for name in found if name.decode().strip('"').lower() in stale]
+        if names:
+            yield from self.run(b"; ".join(b"CLOSE " + name for name in names))
+
     # Ends
 
     def check_escape(self) -> None:
         """Find an outer transaction that has ended although a test has worked in it."""
         idle = self.pgconn.transaction_status == _STATUS.IDLE
-        if idle and not self._awaiting and self.is_begun and self.escaped is None:
+        if idle and not self.behind and self.is_begun and self.escaped is None:
             self.note_escape(self.last_place, self.last_statement)
 
     def note_escape(self, place: Place | None, statement: str) -> None:
@@ -345,9 +477,26 @@ class Backend:
             f"the connection borrowed at {place}; what the test had written may be committed"
         )
 
+    def note_loss(self) -> None:
+        """Keep that a cancel request has undone what a virtual commit had kept."""
+        self.lost = (
+            "a cancel request from outside hit the sandbox between two transactions, and what the "
+            "test had committed before is rolled back"
+        )
+
     def send_cancel(self) -> None:
         """Ask the server to cancel what runs; the answer goes to whom it belongs."""
-        self.pgconn.get_cancel().cancel()
+        with suppress(psycopg.Error):  # what is wrong with the session shows at its next use
+            self.root.cancel_safe(timeout=_PATIENCE)
+
+    def free_turn(self) -> None:
+        """Take the turn from whoever was interrupted with it, as far as the test goes."""
+        turn = self.turn
+        if turn.displaced is None and (turn.holder is None or turn.holder.is_scope):
+            return
+        self.turn = Turn()
+        for member in self.members:
+            member.turn = self.turn
 
     def expel_waiters(self) -> list[Any]:
         """Refuse those who wait for their turn, and give them."""
@@ -362,21 +511,47 @@ class Backend:
             self.abandoned.pop().bury()
 
     def interrupt(self) -> None:
-        """End a COPY or a stream that its member left in the middle."""
-        pgconn = self.pgconn
+        """End what was left in the middle: a statement, a COPY, a stream, a pipeline."""
+        self._posted, self._backlog = None, []
+        self.cancels_under_way += 1
+        at_rest = self.dead or drain(self.root, _PATIENCE)
+        self.cancels_under_way -= 1
+        if not at_rest:
+            # Nobody can use it any more: libpq would mix up whose answers come.
+            self.lost = "what the test had left running did not end, so its session was ended"
+            self.pgconn.finish()
+
+    def heal(self) -> None:
+        """Undo the current frame, whatever our notes say of it.
+
+        Raises psycopg.Error or TimeoutError where that does not succeed.
+        """
+        self.root.wait(limited(self._undo_all(), _OWN_PATIENCE))
+        self.unsettled = False
+
+    def _undo_all(self) -> Steps:
+        status, mark = self.pgconn.transaction_status, _mark(len(self.frames))
+        undo = b"ROLLBACK TO %s; RELEASE %s" % (mark, mark)
+        if self.frames and status == _STATUS.INTRANS:
+            # The savepoint may be there or not; where it is not, nothing was done either.
+            results = yield from self.attempt(b"SAVEPOINT _pgmonkey_try; " + undo)
+            if results[-1].status == _FATAL:
+                yield from self.run(b"ROLLBACK TO _pgmonkey_try; RELEASE _pgmonkey_try")
+        elif status != _STATUS.IDLE:
+            yield from self.run(undo if self.frames else b"ROLLBACK")
+        self.restore_frame()
+        self.settings_of = UNKNOWN
+        self.deferrable = None
+        self.expects_cancels = False
+        self.advisory = self.prepared = True  # perhaps
+        yield from self.run(b"; ".join(self._after_rollback()))
+
+    def leave_pipeline(self) -> None:
+        """End pipeline mode, in which everything was answered."""
         try:
-            pgconn.get_cancel().cancel()
-            result = pgconn.get_result()
-            while result is not None:
-                if result.status == pq.ExecStatus.COPY_IN:
-                    pgconn.put_copy_end(b"the connection was closed")
-                elif result.status in _COPY:
-                    while pgconn.get_copy_data(0)[0] > 0:
-                        pass
-                result = pgconn.get_result()
-        except psycopg.Error:
-            # What is wrong with the session shows at its next use.
-            return
+            self.pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:
+            self.interrupt()
 
     def forget_prepared(self, but: object = None) -> None:
         """Let all members but one forget prepared statements that the server no longer has."""

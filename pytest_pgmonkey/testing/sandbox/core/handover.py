@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.pq import ExecStatus
 
-from .backend import REFRESH, UNDO
+from ...timeouts import NAMES
 from .driver import error_from_result
 from .settings import UNKNOWN, Session, WrongSettingError, assignment, literal
 
@@ -41,22 +41,35 @@ def change_hands(
     commands = [*_RESET]
     if session is not None:
         commands += [assignment(name, value) for name, value in session.given]
+        commands += backend.timeouts.after_reset(name for name, _ in session.given)
         # The role last: it may not be allowed to set the others.
         values = sorted(session.values.items(), key=lambda item: item[0] == "role")
         commands += [assignment(name, value) for name, value in values]
-    stands = between and backend.is_begun
-    if stands:
-        yield from backend.stand()
-        commands.append(REFRESH)
-    results = yield from backend.attempt(b"; ".join(commands))
+    else:
+        commands += backend.timeouts.after_reset()
+    results = yield from _send(backend, commands, between=between)
     if results[-1].status == ExecStatus.FATAL_ERROR:
-        if stands and not backend.dead:
-            yield from backend.run(UNDO)
         raise _refusal(session, len(results) - 1 - len(_RESET), error_from_result(results[-1]))
     # Not where statements have set others over them since.
     if session is not None and not session.verified and not session.names:
         yield from _verify(backend, session, results[len(_RESET) :])
     backend.settings_of = session
+
+
+def _send(
+    backend: Backend, commands: list[bytes], *, between: bool
+) -> Generator[Any, Any, list[PGresult]]:
+    """Send commands and give their answers; what a cancel request hits is sent again."""
+    results: list[PGresult]
+    if not backend.is_begun:
+        return (yield from backend.repeat(b"; ".join(commands)))
+    if not between:
+        return (yield from backend.attempt(b"; ".join(commands)))
+    yield from backend.stand()
+    results = yield from backend.attempt_keep(commands)
+    while backend.is_canceled(results):
+        results = yield from backend.attempt_keep(commands)
+    return results
 
 
 def _refusal(session: Session | None, index: int, error: psycopg.Error) -> Exception:
@@ -72,7 +85,7 @@ def _verify(
     current = yield from read(backend, names)
     for index, now in enumerate(current):
         # By the same name twice: the section's setting goes over one of the connection's options.
-        if names[index] in names[index + 1 :]:
+        if names[index] in names[index + 1 :] or names[index] in NAMES:
             continue
         if now is None or now.encode() != results[index].get_value(0, 0):
             raise WrongSettingError(index)

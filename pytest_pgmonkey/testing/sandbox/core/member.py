@@ -6,6 +6,7 @@ the member: a psycopg connection, for one.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -13,8 +14,9 @@ import psycopg
 from psycopg import pq
 
 from ...lexer import Verb
-from .backend import UNDO, Client, Level
+from .backend import Client, Level
 from .handover import change_hands
+from .refusals import explain
 from .settings import WrongSettingError, untouched
 from .transaction import VirtualTransaction
 from .turns import current_task
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
     Steps = Generator[Any, Any, Any]
 
+logger = logging.getLogger("pytest_pgmonkey")
+
 _STATUS: Final = pq.TransactionStatus
 _STATUSES: Final = tuple(sorted(_STATUS))
+_CANCELED: Final = "57014"
 _IN_BLOCK: Final = (_STATUS.INTRANS, _STATUS.INERROR)
 
 _XIDS: Final = (
@@ -51,8 +56,8 @@ class MemberClient(Client, Protocol):
     def has_prepared(self) -> bool:
         """Whether its driver has prepared statements in the session."""
 
-    def mark_closed(self) -> None:
-        """Be closed from now on."""
+    def mark_closed(self, *, broken: bool) -> None:
+        """Be closed from now on: by its user, or because the session is gone."""
 
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error of a setting that is wrong in the client's configuration."""
@@ -68,6 +73,7 @@ class Member:
         "ended",
         "is_scope",
         "origin",
+        "pipelined",
         "returned",
         "steady",
         "streaming",
@@ -96,6 +102,8 @@ class Member:
         """In an operation."""
         self.streaming = False
         """In the middle of a COPY or a stream."""
+        self.pipelined = False
+        """In a pipeline, whether the backend is in pipeline mode just now or not."""
         self.yielding = False
         """Between two statements of a transaction that has perhaps only read."""
         self.steady = False
@@ -194,7 +202,7 @@ class Member:
         results = yield from backend.run(_PROBE)
         wrote = results[0].get_value(0, 0) == results[2].get_value(0, 0)
         if not wrote:
-            yield from backend.run(UNDO)
+            yield from backend.undo()
         return wrote
 
     # Operations: `start`, then perhaps `get_ready` and `before`, and `after` in any case
@@ -210,6 +218,8 @@ class Member:
         backend, transaction = self.backend, self.transaction
         if backend.behind:
             yield from backend.collect()
+        if backend.stale_cursors and backend.in_transaction:
+            yield from backend.close_cursors()
         if backend.settings_of is not transaction.session:
             between = not transaction.open or transaction.suspended
             try:
@@ -246,11 +256,11 @@ class Member:
             raise psycopg.OperationalError("another command is already in progress")
 
     def commit_at_once(self) -> bool:
-        """Commit where nothing need be asked of the server; gives whether that was so."""
+        """Commit where the server need not be told; gives whether that was so."""
         if not self.steady or not self.transaction.commits_at_once:
             return False
         self.busy = True
-        self.transaction.post_commit()
+        self.transaction.commit_at_once()
         self._release()
         return True
 
@@ -268,17 +278,26 @@ class Member:
         self.turn.leave(self)
         self.busy = False
 
+    def explain(self, error: psycopg.Error) -> None:
+        """Say more in an error that the surrounding transaction has caused."""
+        explain(error)
+        if error.sqlstate == _CANCELED:
+            self.backend.expects_cancels = True
+
     def after(self) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""
         try:
             self._settle()
+        except BaseException:
+            self.backend.unsettled = True
+            raise
         finally:
             # Not before: the end of a test waits until nobody sends anything any more.
             self.busy = False
 
     def _settle(self) -> None:
         backend, transaction = self.backend, self.transaction
-        if transaction.in_section:
+        if transaction.in_pipeline and not backend.dead:
             self.steady = False
             return
         behind = backend.behind
@@ -288,6 +307,7 @@ class Member:
             return
         self.streaming = self.steady = self.yielding = False
         if status == _STATUS.UNKNOWN:
+            transaction.in_pipeline = False
             transaction.close()
             self.turn.leave(self)
             return
@@ -298,7 +318,7 @@ class Member:
         if not transaction.open:
             self.turn.leave(self)
         elif transaction.writes or transaction.has_modes or status != _STATUS.INTRANS:
-            self.steady = not behind
+            self.steady = not (behind or self.pipelined)
         else:
             self.yielding = True
             self.turn.offer(self)
@@ -316,9 +336,19 @@ class Member:
         """Return the loan: roll back what is open, and let nobody use it again."""
         if self.returned or (self.ended and self.ended != because):
             return  # where the test has ended, its reset closes it
+        if self.backend.forked:
+            logger.warning(
+                "a forked process cannot close the test's connection borrowed at %s: it is its "
+                "parent's, and stays open",
+                self.place,
+            )
+            return
         self.busy = True
         try:
             self._give_back(because)
+        except BaseException:
+            self.backend.unsettled = True
+            raise
         finally:
             self.busy = False
 
@@ -330,23 +360,29 @@ class Member:
         if transaction.open and self.turn.holder is self:
             backend.check_escape()
         self._abort()
+        backend.stale_cursors |= transaction.held_cursors
         session = transaction.session
         if session is not None and session.names:
             session.ended = True
         client = self.client
         if client is not None:
             backend.prepared |= client.has_prepared
-            client.mark_closed()
+            client.mark_closed(broken=backend.dead)
         self.ended = because
         self.returned = True
         self.steady = False
         self.turn.leave(self)
 
+    def leave_pipeline(self) -> None:
+        """End pipeline mode, in which everything was answered."""
+        self.transaction.in_pipeline = False
+        self.backend.leave_pipeline()
+
     def interrupt(self) -> None:
-        """End a COPY or a stream that was left in the middle."""
-        if self.streaming:
+        """End a COPY, a stream or a pipeline that was left in the middle."""
+        if self.streaming or self.transaction.in_pipeline:
+            self.streaming = self.transaction.in_pipeline = False
             self.backend.interrupt()
-            self.streaming = False
 
     def undone(self) -> None:
         """Forget a transaction that was rolled back with the test around it."""
@@ -375,6 +411,7 @@ class Member:
         """Roll back what an abandoned client left open."""
         self.backend.members.pop(self, None)
         self.backend.prepared = True  # perhaps
+        self.backend.stale_cursors |= self.transaction.held_cursors
         self._abort()
         self.turn.leave(self)
 

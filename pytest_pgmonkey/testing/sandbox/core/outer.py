@@ -11,6 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from .backend import Backend
+from .draining import is_at_rest
 from .member import Member
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class OuterTransaction:
         self._opening = threading.Lock()
         self._scopes: list[Scope[Any]] = []
         self._in_test = False
+        self._resetting = False  # also where the reset of a test was interrupted
         self._given_up: list[Backend] = []  # libpq's side must outlive who still waits on it
         self.spoiled = False
         """Whether something of a test was committed: the database must not be used again."""
@@ -97,6 +99,8 @@ class OuterTransaction:
 
     def join(self, origin: Place, settings: tuple[tuple[str, str], ...] = ()) -> Member:
         """Give a new member, which was borrowed at a place and has these session settings."""
+        if self._resetting:
+            self._replace(self.backend)
         backend = self.backend
         if not backend.members and not backend.is_begun and backend.has_died():
             self._forget()
@@ -121,19 +125,41 @@ class OuterTransaction:
             self._in_test = True
 
     def reset(self) -> list[str]:
-        """Undo what a test did and give what went wrong in it, as sentences for its report."""
+        """Undo what a test did and give what went wrong in it, as sentences for its report.
+
+        Afterwards the session is proved clean, or there is none.
+        """
         backend = self._backend
         if backend is None:
             return []
+        if self._resetting:
+            return self._replace(backend)
+        self._resetting = True
         problems = self._take_back(backend) if backend.members or backend.abandoned else []
-        if self._backend is not backend:
-            return problems
-        if backend.behind and not backend.dead:
-            self._collect(backend)
+        if self._backend is backend:
+            self._come_to_rest(backend)
+            problems += self._undo_test(backend, problems)
+        self._resetting = False
+        return problems
+
+    @staticmethod
+    def _come_to_rest(backend: Backend) -> None:
+        """Have nothing unread, and nobody who holds the turn."""
+        backend.free_turn()
+        if backend.behind and not (backend.unsettled or backend.dead):
+            try:
+                backend.run_blocking()
+            except (psycopg.Error, TimeoutError) as error:
+                # Where the outer transaction has ended, that is found next.
+                logger.debug("a command of the sandbox failed: %s", error)
+                backend.unsettled = True
+        if backend.unsettled or not is_at_rest(backend.pgconn):
+            backend.unsettled = True
+            backend.interrupt()
+
+    def _undo_test(self, backend: Backend, problems: list[str]) -> list[str]:
         if backend.dead:
-            self._forget()
-            backend.close()
-            return problems or [_DIED]
+            return self._replace(backend) if backend.lost or not problems else []
         if self._in_test:
             for scope in self._scopes:
                 scope.member.interrupt()
@@ -142,23 +168,39 @@ class OuterTransaction:
             self.spoiled = True
             self._forget()
             backend.close()
-            return [*problems, str(backend.escaped)]
+            return [str(backend.escaped)]
         if self._in_test or not self._scopes:
-            backend.undo_frame()
+            self._undo_frame(backend)
         if self._in_test:
             self._in_test = False
             backend.pop_frame()
             for scope in self._scopes:
                 scope.member.undone()
-        return problems
+        if backend.cancels_under_way and not self._scopes:
+            # One whose sender was interrupted would hit a statement of the next test.
+            self._give_up(backend)
+            return []
+        return self._replace(backend) if backend.lost else []
 
     @staticmethod
-    def _collect(backend: Backend) -> None:
+    def _undo_frame(backend: Backend) -> None:
+        if not backend.unsettled:
+            backend.undo_frame()
+            return
         try:
-            backend.run_blocking()
-        except psycopg.Error as error:
-            # Only where the outer transaction has ended: that is found next.
-            logger.debug("a command of the sandbox failed: %s", error)
+            backend.heal()
+        except (psycopg.Error, TimeoutError) as error:
+            backend.lost = f"the test's session could not be cleaned, and was ended: {error}"
+
+    def _replace(self, backend: Backend) -> list[str]:
+        """Let the next test have another backend; gives why, as sentences."""
+        self._resetting = False
+        if not backend.lost:
+            self._forget()
+            backend.close()
+            return [_DIED]
+        self._give_up(backend)
+        return [backend.lost]
 
     def _take_back(self, backend: Backend) -> list[str]:
         """Close what the test did not return; a statement still running is cancelled."""
@@ -172,7 +214,9 @@ class OuterTransaction:
             for waiter in backend.expel_waiters()
         ]
         holder: Member | None = backend.turn.holder
-        if holder is not None and holder.busy:
+        if holder is not None and holder.busy and not _is_running(holder):
+            holder.busy, backend.unsettled = False, True
+        elif holder is not None and holder.busy:
             problems.append(
                 f"a statement on the connection borrowed at {holder.place} still ran when the "
                 "test ended; wait for your threads and tasks before the end of a test"
@@ -180,10 +224,19 @@ class OuterTransaction:
             if not self._cancel(backend, holder):
                 self._give_up(backend)
                 return problems
+        self._come_to_rest(backend)
         for member in members:
             if member.client is not None:
-                member.close(_ENDED)
+                self._close(member)
         return problems
+
+    @staticmethod
+    def _close(member: Member) -> None:
+        try:
+            member.close(_ENDED)
+        except psycopg.Error as error:
+            logger.debug("a connection could not be taken back: %s", error)
+            member.backend.unsettled = True
 
     @staticmethod
     def _cancel(backend: Backend, holder: Member) -> bool:
@@ -204,10 +257,15 @@ class OuterTransaction:
             member.disown()
         self._forget()
         self._given_up.append(backend)
-        with psycopg.connect(**self.conninfo, autocommit=True) as conn:  # type: ignore[arg-type]
-            version = conn.info.server_version
-            wait = ", 2000" if version >= 140000 else ""
-            conn.execute(f"SELECT pg_terminate_backend(%s{wait})", [backend.backend_pid])
+        conninfo: Any = {"connect_timeout": "10", **self.conninfo}
+        try:
+            with psycopg.connect(**conninfo, autocommit=True) as conn:
+                version = conn.info.server_version
+                wait = ", 2000" if version >= 140000 else ""
+                conn.execute(f"SELECT pg_terminate_backend(%s{wait})", [backend.backend_pid])
+        except psycopg.OperationalError as error:
+            # The next test says what is wrong with the server.
+            logger.debug("the session %d could not be ended: %s", backend.backend_pid, error)
 
     def _forget(self) -> None:
         """Let the next test have a new backend; what the scopes had written is gone."""
@@ -269,3 +327,12 @@ class Scope(Generic[C]):
     def close(self) -> None:
         """Roll the data back."""
         self._outer._close_scope(self)
+
+
+def _is_running(member: Member) -> bool:
+    """Whether somebody is in the middle of an operation, rather than was thrown out of it."""
+    if member.task is not None:
+        return not member.task.done()
+    if member.thread == threading.get_ident():
+        return False  # this thread would be there, not here
+    return any(thread.ident == member.thread for thread in threading.enumerate())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
+from ... import passage
 from ...lexer import Verb
 from .refusals import no_block
 
@@ -45,6 +46,10 @@ class ScriptDoor(Protocol):
     """Runs a script's statements and takes their results."""
 
     @property
+    def operation(self) -> object:
+        """What the application called; the passage sees it with each statement."""
+
+    @property
     def autocommit(self) -> bool:
         """Whether no transaction begins by itself."""
 
@@ -52,7 +57,7 @@ class ScriptDoor(Protocol):
         """Give the BEGIN with the client's own modes."""
 
     def run(self, text: str) -> Steps:
-        """Send one statement and keep its results."""
+        """Send one statement and keep its results; gives them."""
 
     def tag(self, tag: bytes) -> None:
         """Keep the status tag of a command that was not sent as it is."""
@@ -80,16 +85,19 @@ class Script:
         try:
             for part in parts:
                 yield from member.get_ready()
-                if part.verb in (Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK):
-                    self._door.tag((yield from self._command(part)))
-                else:
-                    yield from self._statement(part)
+                yield from passage.passing(part, self._door.operation, self._run(part))
         except BaseException:
             if self._implicit or (alone and not transaction.open):
                 yield from member.rollback()
             raise
         if self._implicit:
             yield from member.commit()
+
+    def _run(self, part: Statement) -> Steps:
+        if part.verb not in (Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK):
+            return (yield from self._statement(part))
+        self._door.tag((yield from self._command(part)))
+        return None
 
     def _check_syntax(self, parts: tuple[Statement, ...]) -> Steps:
         """Let the server parse the whole string, as it does before it runs any of it."""
@@ -117,12 +125,14 @@ class Script:
         if self._implicit and part.verb is Verb.SAVEPOINT:
             raise no_block(part)
         yield from self._member.before(part, None)
-        yield from self._door.run(part.text)
+        results = yield from self._door.run(part.text)
+        yield from transaction.after(part)
+        return results
 
     def _command(self, part: Statement) -> Steps:
         """Run BEGIN, COMMIT or ROLLBACK; gives its status tag."""
         member, transaction = self._member, self._member.transaction
-        transaction.passing(part.text)
+        transaction.current = part.text
         if part.verb is Verb.BEGIN:
             yield from self._begin(part)
             return b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN"
@@ -170,6 +180,8 @@ def discard_all(member: Member) -> Steps:
     yield from transaction.begin(b"BEGIN")
     transaction.pin()
     for command in _DISCARD_ALL.split(b"; "):
+        yield from backend.run(command)
+    for command in backend.timeouts.after_reset():
         yield from backend.run(command)
     yield from member.commit()
     backend.forget_prepared(but=member)

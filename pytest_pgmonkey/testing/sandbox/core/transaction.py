@@ -6,20 +6,22 @@ came through; everything else is decided at once. See docs/isolation.md for the 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import pq
 
 from ...lexer import Statement, Verb
-from .backend import REFRESH, SAVEPOINT, UNDO, Level
+from ...timeouts import with_shadows
+from .backend import UNDO, Level
 from .handover import read
 from .modes import Modes, transaction_modes
 from .refusals import RefusedError
 from .settings import Session, assignment, config_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
     from .backend import Backend
 
@@ -29,6 +31,7 @@ _STATUS: Final = pq.TransactionStatus
 _OPEN_CURSORS: Final = (
     b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE NOT is_holdable AND name <> ''"
 )
+_CURSOR: Final = re.compile(r'\s*DECLARE\s+("[^"]+"|\w+)', re.IGNORECASE)
 # Savepoints of the user's in a transaction that has none of ours would outlive its commit.
 _GUARD: Final = b"SAVEPOINT _pgmonkey_guard"
 _UNGUARD: Final = b"RELEASE _pgmonkey_guard"
@@ -40,11 +43,12 @@ class VirtualTransaction:
     __slots__ = (
         "_guarded",
         "_local",
-        "_queue",
         "_uses_cursors",
         "backend",
         "current",
         "has_modes",
+        "held_cursors",
+        "in_pipeline",
         "modes",
         "open",
         "session",
@@ -65,10 +69,13 @@ class VirtualTransaction:
         self.suspended = False
         """Open, while another member uses the backend."""
         self.unit = False
-        """In the transaction of one autocommit statement, or of a section."""
+        """In the transaction of one autocommit statement, or of a pipeline up to its sync."""
+        self.in_pipeline = False
+        """Between two syncs of a pipeline: our own commands would not be answered."""
         self.temporary: list[tuple[str, str]] = []
         """Temporary tables with what a commit does to them."""
-        self._queue: Callable[[bytes], Steps] | None = None  # sends a command in a pipeline
+        self.held_cursors: set[str] = set()
+        """Names of cursors WITH HOLD that may still be open."""
         self._forget()
 
     def _forget(self) -> None:
@@ -84,11 +91,6 @@ class VirtualTransaction:
         self._uses_cursors = False
         self._local: dict[str, str | None] | None = None  # what SET LOCAL has hidden
 
-    @property
-    def in_section(self) -> bool:
-        """In pipeline mode."""
-        return self._queue is not None
-
     def pin(self) -> None:
         """Keep the turn to the end of the transaction: its savepoints cannot be interleaved."""
         self.writes = True
@@ -96,13 +98,9 @@ class VirtualTransaction:
 
     # Statements
 
-    def passing(self, text: str) -> None:
-        """See a statement that is about to run: every one passes here, by any door."""
-        self.current = text
-
     def note(self, part: Statement) -> None:
         """Take note of a statement that is about to run, and of whether it can have written."""
-        self.passing(part.text)
+        self.current = part.text
         if part.verb is not Verb.QUERY:
             self.writes = True
             self.surely_reads = False
@@ -113,6 +111,8 @@ class VirtualTransaction:
         """Take note of a statement, and do what must be done before it."""
         self.note(part)
         backend, verb = self.backend, part.verb
+        if part.looks_at_timeouts:
+            yield from backend.run(backend.timeouts.unpark())
         if part.advisory:
             backend.advisory = True
         if verb is Verb.DDL:
@@ -121,6 +121,8 @@ class VirtualTransaction:
                 self.temporary.append(part.temporary)
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
+            if part.holds and (named := _CURSOR.match(part.text)):
+                self.held_cursors.add(named[1].strip('"').lower())
         elif verb is Verb.SAVEPOINT and part.words[0] == "SAVEPOINT":
             yield from self.guard()
         elif verb is Verb.SET_TRANSACTION:
@@ -134,15 +136,20 @@ class VirtualTransaction:
         if part.sets_config:
             yield from self._before_set_config(part, params)
 
+    def after(self, part: Statement) -> Steps:
+        """Do what must be done after a statement."""
+        if part.looks_at_timeouts and self.backend.in_transaction:
+            yield from self.backend.run(self.backend.timeouts.park())
+
     def guard(self) -> Steps:
         """Make what the user's savepoints and modes do end at the virtual commit."""
-        if self.backend.level is Level.DIRECT and not self._guarded:
+        if not self._guarded:
             yield from self.backend.run(_GUARD)
             self._guarded = True
 
     def guarding(self, command: bytes) -> bytes:
         """Give a SAVEPOINT command with the guard before it, where there is none yet."""
-        if self.backend.level is not Level.DIRECT or self._guarded:
+        if self._guarded:
             return command
         self._guarded = True
         return _GUARD + b"; " + command
@@ -168,8 +175,8 @@ class VirtualTransaction:
         if session is None or not session.names:
             session = Session(session.given if session is not None else ())
             self.session = self.backend.settings_of = session
-        session.touch(names)
-        for name in names:
+        session.touch(with_shadows(names))
+        for name in with_shadows(names):
             if self._local:
                 self._local.pop(name, None)
 
@@ -178,7 +185,7 @@ class VirtualTransaction:
         self.pin()
         if self._local is None:
             self._local = {}
-        names = [name for name in names if name not in self._local]
+        names = [name for name in with_shadows(names) if name not in self._local]
         if names:
             values = yield from read(self.backend, names)
             self._local.update(zip(names, values, strict=True))
@@ -190,7 +197,7 @@ class VirtualTransaction:
 
     def _default_modes(self) -> Steps:
         """Find the modes that the member's session gives to transactions that name none."""
-        if self.session is None or not self.session.sets_modes or self.in_section:
+        if self.session is None or not self.session.sets_modes:
             return Modes()
         isolation, read_only = yield from read(
             self.backend, ["default_transaction_isolation", "default_transaction_read_only"]
@@ -206,13 +213,13 @@ class VirtualTransaction:
             self.unit = True
             return
         modes = yield from self._default_modes()
-        if backend.is_fresh and not modes.read_only:
+        if backend.is_direct and not modes.read_only:
             yield from backend.begin(b"BEGIN", modes.isolation)
         else:
             yield from backend.stand()
             if modes.read_only:
                 self.has_modes = True
-                yield from backend.run(b"SET TRANSACTION READ ONLY")
+                yield from self._only_read()
         self.unit = True
 
     def begin(self, command: bytes) -> Steps:
@@ -224,10 +231,8 @@ class VirtualTransaction:
         modes = own.over((yield from self._default_modes()))
         self.modes = command
         self.has_modes = bool(modes.isolation or modes.read_only)
-        if backend.is_fresh and not modes.read_only and not self.in_section:
+        if backend.is_direct and not modes.read_only:
             yield from backend.begin(command, modes.isolation)
-        elif self.in_section:
-            yield from self._begin_in_section(modes)
         else:
             yield from self._begin_standing(modes)
         self.open = True
@@ -251,13 +256,17 @@ class VirtualTransaction:
             yield from self._check_isolation(modes)
             yield from backend.stand()
         if modes.read_only:
-            yield from backend.run(b"SET TRANSACTION READ ONLY")
+            yield from self._only_read()
+
+    def _only_read(self) -> Steps:
+        yield from self.guard()
+        yield from self.backend.run(b"SET TRANSACTION READ ONLY")
 
     def _check_isolation(self, modes: Modes) -> Steps:
         wanted, backend = modes.isolation, self.backend
         if wanted in (b"", backend.isolation) or wanted == b"READ COMMITTED":
             return
-        if not backend.is_fresh and not self.in_section:
+        if not backend.is_fresh:
             (current,) = yield from read(backend, ["transaction_isolation"])
             if current and current.upper().encode() == wanted:
                 return
@@ -274,49 +283,65 @@ class VirtualTransaction:
         if self.suspended:
             self.close()
             return None
-        if self.in_section:
-            return (yield from self._commit_section())
         if self.backend.pgconn.transaction_status == _STATUS.INERROR:
             return (yield from self.rollback())
+        yield from self._keep()
+        return None
+
+    def _keep(self) -> Steps:
+        """Do what a real commit does, and wait until it is done."""
         if not self.surely_reads or self.has_modes:
             yield from self.end_work()
-        self.post_commit()
-        return None
+        backend = self.backend
+        commands = self._before_keeping()
+        try:
+            if backend.level is not Level.DIRECT:
+                if commands or not self.surely_reads:
+                    yield from backend.keep(commands)
+            elif commands:
+                yield from backend.run(b"; ".join(commands))
+        except psycopg.Error:
+            # Undone, as a real commit that fails.
+            if backend.level is Level.DIRECT:
+                backend.undo_direct()
+            self.close()
+            raise
+        if backend.level is Level.DIRECT:
+            backend.level = Level.BARE
+        self.close()
+
+    def _before_keeping(self) -> list[bytes]:
+        """Give the commands that undo what lasts no longer than the transaction."""
+        local = self._local
+        restore = [assignment(name, local[name] or "") for name in local] if local else []
+        return [_UNGUARD, *restore] if self._guarded else restore
 
     @property
     def commits_at_once(self) -> bool:
-        """Whether a commit need not ask the server for anything."""
+        """Whether a commit need not tell the server anything."""
         backend = self.backend
         return not (
-            backend.deferrable is None
+            backend.level is not Level.DIRECT
+            or backend.deferrable is None
             or backend.deferrable
             or self._uses_cursors
             or self.temporary
+            or self._guarded
+            or self._local
             or backend.pgconn.transaction_status != _STATUS.INTRANS
         )
 
-    def post_commit(self) -> None:
-        backend = self.backend
-        local = self._local
-        restore = [assignment(name, local[name] or "") for name in local] if local else []
-        if backend.level is Level.DIRECT:
-            backend.level = Level.BARE
-            commands = [_UNGUARD, *restore] if self._guarded else restore
-            if commands:
-                backend.post(b"; ".join(commands))
-        elif restore:
-            backend.post(b"; ".join([b"RELEASE _pgmonkey", *restore, SAVEPOINT]))
-        elif not self.surely_reads or self.has_modes:
-            backend.post(REFRESH)
+    def commit_at_once(self) -> None:
+        """Commit where the server need not be told."""
+        self.backend.level = Level.BARE
         self.close()
 
     def rollback(self) -> Steps:
         """Roll the virtual transaction back, without waiting for the answer."""
-        if self.open and self.in_section:
-            yield from self._rollback_section()
-        elif self.open:
+        if self.open:
             self.post_rollback()
-        return None
+        return
+        yield
 
     def post_rollback(self) -> None:
         backend = self.backend
@@ -329,18 +354,35 @@ class VirtualTransaction:
 
     def close(self) -> None:
         self.open = self.suspended = False
-        # What follows in a section is again one unit, settled at its end.
-        self.unit = self.in_section
+        self.unit = False
         self._forget()
 
+    def end_statement(self) -> Steps:
+        """Commit what an autocommit statement, or a pipeline up to its sync, has done."""
+        # Neither in the middle of a stream nor after an error that psycopg keeps to itself.
+        if self.unit and self.backend.in_transaction:
+            yield from self._keep()
+
     def end_unit(self, status: int) -> None:
+        """End an autocommit statement that has not come to its own end."""
         self.unit = False
         if self.open:
             return
         if status == _STATUS.INERROR:
             self.post_rollback()
         else:
-            self.post_commit()
+            self._post_commit()
+
+    def _post_commit(self) -> None:
+        backend = self.backend
+        commands = self._before_keeping()
+        if backend.level is Level.DIRECT:
+            backend.level = Level.BARE
+            if commands:
+                backend.post(b"; ".join(commands))
+        elif commands or not self.surely_reads:
+            backend.post_keep(commands)
+        self.close()
 
     # What a commit does
 
@@ -385,60 +427,3 @@ class VirtualTransaction:
             verb = "DROP TABLE" if action == "DROP" else "TRUNCATE"
             yield from self.backend.run(f"{verb} pg_temp.{name}".encode())
         self.temporary = [table for table in found if table[1] != "DROP"]
-
-    # Sections: pipeline mode, in which our own commands cannot be answered
-
-    def enter_section(self, queue: Callable[[bytes], Steps]) -> Steps:
-        """Bring the backend to a state in which a pipeline needs none of our answers.
-
-        `queue` sends a command of ours in the pipeline.
-        """
-        if not self.open:
-            yield from self.backend.stand()
-            self.unit = True
-        elif self.backend.in_transaction:
-            yield from self.guard()
-        self.pin()
-        self._queue = queue
-
-    def begin_section(self, command: bytes, queue: Callable[[bytes], Steps]) -> Steps:
-        """Enter a section of the driver's own, in which a transaction begins anyway."""
-        yield from self.begin(command)
-        self.pin()
-        self._queue = queue
-
-    def leave_section(self, *, autocommit: bool) -> None:
-        """End a pipeline: its work is one unit."""
-        self._queue = None
-        failed = self.backend.pgconn.transaction_status == _STATUS.INERROR
-        if self.unit and failed and not autocommit:
-            self.open = True  # as on a connection of its own: aborted until it is rolled back
-
-    def _begin_in_section(self, modes: Modes) -> Steps:
-        yield from self._check_isolation(modes)
-        if modes.read_only:
-            yield from self._in_pipeline(b"SET TRANSACTION READ ONLY")
-
-    def _commit_section(self) -> Steps:
-        if self.backend.level is Level.DIRECT:
-            self.backend.level = Level.STANDING
-            if self._guarded:
-                yield from self._in_pipeline(_UNGUARD)
-        else:
-            yield from self._in_pipeline(b"RELEASE _pgmonkey")
-        yield from self._in_pipeline(SAVEPOINT)
-        self.close()
-
-    def _rollback_section(self) -> Steps:
-        if self.backend.level is Level.DIRECT:
-            yield from self._in_pipeline(b"ROLLBACK")
-            yield from self._in_pipeline(b"BEGIN")
-            yield from self._in_pipeline(SAVEPOINT)
-            self.backend.level = Level.STANDING
-        else:
-            yield from self._in_pipeline(UNDO)
-        self.close()
-
-    def _in_pipeline(self, command: bytes) -> Steps:
-        assert self._queue is not None
-        return (yield from self._queue(command))

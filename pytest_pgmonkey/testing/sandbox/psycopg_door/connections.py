@@ -7,9 +7,7 @@ takes the turn, and the few methods that speak of transactions ask the member in
 
 from __future__ import annotations
 
-import weakref
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -17,11 +15,11 @@ from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, 
 
 from ....connecting import setting_overwritten, setting_refused
 from ..core.member import CLOSED
-from ..core.refusals import explain, no_notifies, no_two_phase
-from ..core.transaction import VirtualTransaction
+from ..core.refusals import no_notifies, no_two_phase
 from .internals import (
     EXECUTE,
     BaseConnection,
+    closed_pgconn,
     connection_summary,
     deliver_notice,
     deliver_warning,
@@ -29,7 +27,8 @@ from .internals import (
     has_prepared,
     register_control,
 )
-from .operations import passes, plan, steps
+from .operations import as_it_is, plan, steps
+from .pipelines import AsyncSandboxPipeline, SandboxPipeline, pause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
@@ -55,8 +54,10 @@ class _VirtualInfo(psycopg.ConnectionInfo):
         return self._conn._member.status
 
     @property
-    def status(self) -> pq.ConnStatus:
-        return pq.ConnStatus.BAD if self._conn.closed else super().status
+    def backend_pid(self) -> int:
+        # Who asks may be about to cancel what runs.
+        self._conn._member.backend.expects_cancels = True
+        return super().backend_pid
 
 
 class _VirtualPGconn:
@@ -91,14 +92,6 @@ class _Sandboxed(BaseConnection[Any]):
         return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
 
     @property
-    def closed(self) -> bool:
-        return self._closed or self.pgconn.status == pq.ConnStatus.BAD
-
-    @property
-    def broken(self) -> bool:
-        return not self._closed and self.pgconn.status == pq.ConnStatus.BAD
-
-    @property
     def info(self) -> psycopg.ConnectionInfo:
         return _VirtualInfo(self)
 
@@ -112,10 +105,18 @@ class _Sandboxed(BaseConnection[Any]):
             super().cancel()
 
     def _should_cancel(self) -> bool:
+        # What comes late hits another statement.
+        self._member.backend.expects_cancels = True
         return self._member.owns_running_statement and super()._should_cancel()
 
+    def _cancel_gen(self) -> Generator[Any, Any, None]:
+        backend = self._member.backend
+        backend.cancels_under_way += 1
+        yield from super()._cancel_gen()
+        backend.cancels_under_way -= 1
+
     def _check_connection_ok(self) -> None:
-        if self._closed:
+        if self.closed:
             raise psycopg.OperationalError(self._member.ended or CLOSED)
         if self.pgconn.status != _OK:
             super()._check_connection_ok()
@@ -134,7 +135,9 @@ class _Sandboxed(BaseConnection[Any]):
             yield from super()._commit_gen()
 
     def _rollback_gen(self) -> Generator[Any, Any, None]:
-        if self._num_transactions or self._pipeline or self._member.status != _IDLE:
+        if self._pipeline and not self._num_transactions:
+            yield from self._pipeline._sync_gen()
+        if self._num_transactions or self._member.status != _IDLE:
             yield from super()._rollback_gen()
 
     def _start_query(self) -> Generator[Any, Any, None]:
@@ -150,6 +153,11 @@ class _Sandboxed(BaseConnection[Any]):
         if type(command) is bytes:
             self._check_connection_ok()
             member = self._member
+            if self._pipeline:
+                aborted = self._pipeline.status == pq.PipelineStatus.ABORTED
+                yield from self._pipeline._sync_gen()
+                if aborted and command == b"COMMIT":
+                    raise psycopg.errors.PipelineAborted("pipeline aborted")
             if command in (b"COMMIT", b"ROLLBACK") and member.status == _IDLE:
                 # Only a `transaction()` block sends them where SQL has already ended it.
                 deliver_warning(self, "25P01", "there is no transaction in progress")
@@ -160,9 +168,9 @@ class _Sandboxed(BaseConnection[Any]):
             if command.startswith(b"BEGIN"):
                 return (yield from member.transaction.begin(command))
             member.transaction.pin()
-            if command.startswith(b"SAVEPOINT") and not self._pipeline:
-                guarded = member.transaction.guarding(command)
-                return (yield from member.backend.run(guarded))[-1]
+            if command.startswith(b"SAVEPOINT"):
+                command = member.transaction.guarding(command)
+            return (yield from member.backend.run(command))[-1]
         return (yield from super()._exec_command(command, result_format))
 
     def _is_idle(self) -> bool:
@@ -195,9 +203,10 @@ class _Sandboxed(BaseConnection[Any]):
         """Hand out a server notice that one of its statements has caused."""
         deliver_notice(self, result)
 
-    def mark_closed(self) -> None:
-        """Let psycopg see the connection as closed by its user."""
-        self._closed = True
+    def mark_closed(self, *, broken: bool) -> None:
+        """Let psycopg see the connection as closed by its user, or as broken."""
+        self._closed = not broken
+        self.pgconn = closed_pgconn()
 
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error that production gives where it applies the settings of a file."""
@@ -213,25 +222,9 @@ class _Sandboxed(BaseConnection[Any]):
             return error
         return setting_refused(spec, spec.settings[index][0], error) or error
 
-    # Sections
-
-    def _enter_section(self) -> Generator[Any, Any, None]:
-        return self._member.transaction.enter_section(partial(_queue, weakref.ref(self)))
-
-    def _enter_own_section(self) -> Generator[Any, Any, None]:
-        if self._autocommit:
-            return self._enter_section()
-        queue = partial(_queue, weakref.ref(self))
-        return self._member.transaction.begin_section(self._get_tx_start_command(), queue)
-
-    def _leave_section(self) -> None:
-        member = self._member
-        member.transaction.leave_section(autocommit=self._autocommit)
-        member.after()
-
-    def real_command(self, command: bytes) -> Generator[Any, Any, Any]:
-        """Send a command of our own: queued in pipeline mode, answered otherwise."""
-        return super()._exec_command(command)
+    def pause_pipeline(self) -> Generator[Any, Any, None]:
+        """Leave pipeline mode, so that our own commands can be answered."""
+        return pause(self._member, self._pipeline)
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
         # DEALLOCATE ALL would take the other members' prepared statements with it. Ours have
@@ -254,13 +247,16 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         if (
             member.steady
             and getattr(gen, "gi_code", None) is EXECUTE
-            and passes(member, gen.gi_frame.f_locals["query"])
+            and (run := as_it_is(member, gen)) is not None
         ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
             try:
-                return super().wait(gen, *args, **kwargs)
+                return super().wait(run, *args, **kwargs)
             except psycopg.Error as error:
-                explain(error)
+                member.explain(error)
+                raise
+            except BaseException:
+                member.backend.unsettled = True
                 raise
             finally:
                 member.busy = False
@@ -274,7 +270,10 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         try:
             return super().wait(steps(member, self, planned), *args, **kwargs)
         except psycopg.Error as error:
-            explain(error)
+            member.explain(error)
+            raise
+        except BaseException:
+            member.backend.unsettled = True
             raise
         finally:
             member.after()
@@ -321,25 +320,20 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
-        outermost = self._pipeline is None
-        if outermost:
-            with self.lock:
-                self.wait(self._enter_section())
-        try:
-            with super().pipeline() as pipeline:
-                yield pipeline
-        finally:
-            if outermost:
-                self._leave_section()
+        with self.lock:
+            self._check_connection_ok()
+            self._pipeline = self._pipeline or SandboxPipeline(self)
+        with super().pipeline() as pipeline:
+            yield pipeline
 
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[Any]:
-        self.wait(self._enter_own_section())
+        self._pipeline = SandboxPipeline(self, _no_lock=True)
         try:
-            with super()._pipeline_nolock() as pipeline:
+            with self._pipeline as pipeline:
                 yield pipeline
         finally:
-            self._leave_section()
+            self._pipeline = None
 
     def notifies(self, **_kwargs: Any) -> Any:
         raise no_notifies()
@@ -355,13 +349,16 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
         if (
             member.steady
             and getattr(gen, "gi_code", None) is EXECUTE
-            and passes(member, gen.gi_frame.f_locals["query"])
+            and (run := as_it_is(member, gen)) is not None
         ):
             # The shortest way, taken by nearly every statement of a transaction that has written.
             try:
-                return await super().wait(gen, *args, **kwargs)
+                return await super().wait(run, *args, **kwargs)
             except psycopg.Error as error:
-                explain(error)
+                member.explain(error)
+                raise
+            except BaseException:
+                member.backend.unsettled = True
                 raise
             finally:
                 member.busy = False
@@ -375,7 +372,10 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
         try:
             return await super().wait(steps(member, self, planned), *args, **kwargs)
         except psycopg.Error as error:
-            explain(error)
+            member.explain(error)
+            raise
+        except BaseException:
+            member.backend.unsettled = True
             raise
         finally:
             member.after()
@@ -422,40 +422,24 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
-        outermost = self._pipeline is None
-        if outermost:
-            async with self.lock:
-                await self.wait(self._enter_section())
-        try:
-            async with super().pipeline() as pipeline:
-                yield pipeline
-        finally:
-            if outermost:
-                self._leave_section()
+        async with self.lock:
+            self._check_connection_ok()
+            self._pipeline = self._pipeline or AsyncSandboxPipeline(self)
+        async with super().pipeline() as pipeline:
+            yield pipeline
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[Any]:
-        await self.wait(self._enter_own_section())
+        self._pipeline = AsyncSandboxPipeline(self, _no_lock=True)
         try:
-            async with super()._pipeline_nolock() as pipeline:
+            async with self._pipeline as pipeline:
                 yield pipeline
         finally:
-            self._leave_section()
+            self._pipeline = None
 
     def notifies(self, **_kwargs: Any) -> Any:
         raise no_notifies()
 
 
-def _queue(conn: weakref.ref[_Sandboxed], command: bytes) -> Generator[Any, Any, Any]:
-    # Weak: its own pipeline must not keep a connection from being collected.
-    sender: Any = conn()
-    return (yield from sender.real_command(command))
-
-
-for _operation in (
-    _Sandboxed._commit_gen,
-    _Sandboxed._rollback_gen,
-    VirtualTransaction.enter_section,
-    VirtualTransaction.begin_section,
-):
+for _operation in (_Sandboxed._commit_gen, _Sandboxed._rollback_gen):
     register_control(_operation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ except ImportError as error:
     raise unsupported([error.msg.partition(" (")[0]]) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from psycopg.pq.abc import PGconn, PGresult
 
@@ -40,7 +41,7 @@ def _owner(cls: type[Any], name: str) -> Any:
 BasePipeline: Final = _owner(psycopg.Pipeline, "_sync_gen")
 ServerCursorMixin: Final = _owner(psycopg.ServerCursor, "_declare_gen")
 
-__all__ = ["BaseConnection", "check_psycopg", "connection_summary"]
+__all__ = ["BaseConnection", "BasePipeline", "check_psycopg", "connection_summary"]
 
 STATEMENT: Final = "statement"
 DECLARE: Final = "declare"
@@ -62,15 +63,13 @@ _OPERATIONS: Final = {
     (BaseConnection, "_rollback_gen"): (CONTROL, ""),
     (BaseTransaction, "_enter_gen"): (CONTROL, ""),
     (BaseTransaction, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_enter_gen"): (CONTROL, ""),
-    (BasePipeline, "_exit_gen"): (CONTROL, ""),
-    (BasePipeline, "_sync_gen"): (CONTROL, ""),
     (BaseConnection, "_set_autocommit_gen"): (LOCAL, ""),
     (BaseConnection, "_set_isolation_level_gen"): (LOCAL, ""),
     (BaseConnection, "_set_read_only_gen"): (LOCAL, ""),
     (BaseConnection, "_set_deferrable_gen"): (LOCAL, ""),
 }
 _OVERRIDDEN: Final = (
+    "_cancel_gen",
     "_check_connection_ok",
     "_check_intrans_gen",
     "_check_tpc",
@@ -84,6 +83,7 @@ _NAMES: Final = {
     Connection: _OVERRIDDEN,
     AsyncConnection: _OVERRIDDEN,
     BaseConnection: ("_notice_handler", "_should_cancel"),
+    BasePipeline: ("_enter_gen", "_exit", "_exit_gen", "_fetch_gen", "_sync_gen"),
     BaseCursor: (
         "_check_results",
         "_convert_query",
@@ -146,6 +146,9 @@ except AttributeError:
 
 
 EXECUTE: Final = BaseCursor._execute_gen.__code__
+_STREAM: Final = BaseCursor._stream_send_gen.__code__
+_FRUITLESS: Final = 3
+_QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
 def register_control(function: Any) -> None:
@@ -162,9 +165,59 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
     return kind, names[variable], names["self"]
 
 
+def parameters(gen: Any) -> Any:
+    """Give the parameters of an operation that has not begun."""
+    return gen.gi_frame.f_locals.get("params")
+
+
+def query_text(sql: Any, conn: Any) -> str:
+    """Give the SQL of a query in any of the forms that psycopg takes; "" where it cannot be had."""
+    if type(sql) is str:
+        return sql
+    if isinstance(sql, bytes):
+        return sql.decode(errors="replace")
+    if isinstance(sql, psycopg.sql.Composable):
+        try:
+            return sql.as_string(conn)
+        except Exception:  # a value that cannot be adapted: psycopg says so, after its BEGIN
+            return ""
+    strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
+    return " $1 ".join(strings) if strings is not None else str(sql)
+
+
 def is_execute(gen: Any) -> bool:
     """Whether an operation is a plain execute()."""
     return bool(gen.gi_code is EXECUTE)
+
+
+def is_queued(gen: Any) -> bool:
+    """Whether an operation is one that pipelines have."""
+    return gen.gi_code in _QUEUED
+
+
+def is_stream(gen: Any) -> bool:
+    """Whether an operation begins a `stream()`."""
+    return bool(gen.gi_code is _STREAM)
+
+
+def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
+    """Sync a pipeline and take all of its results; gives the first error among them."""
+    first: psycopg.Error | None = None
+    steps, fruitless = BasePipeline._sync_gen(pipeline), 0
+    while fruitless < _FRUITLESS:
+        before = len(pipeline.result_queue)
+        try:
+            yield from steps
+        except psycopg.Error as error:
+            first = first or error
+        if not pipeline.result_queue:
+            break
+        # After an error psycopg leaves the rest of the results for the next operation to take.
+        fruitless = fruitless + 1 if len(pipeline.result_queue) >= before else 0
+        steps = pipeline._fetch_gen(flush=False)
+    pipeline.command_queue.clear()
+    pipeline.result_queue.clear()
+    return first
 
 
 def is_extended(cursor: Any, gen: Any) -> bool:
@@ -194,6 +247,7 @@ class _TaggedResult(pq.PGresult):  # type: ignore[misc, valid-type]
 
     def __init__(self) -> None:
         """Hold no result of libpq."""
+        self._pgresult_ptr = None  # which psycopg's implementation in Python would free
 
     @property
     def status(self) -> int:
@@ -255,7 +309,7 @@ class Template:
         fields = conn.__dict__
         fields.update(self._attributes[cls])
         fields["_prepared"] = prepared = PrepareManager()
-        prepared._prepared_idx = prepared_index
+        prepared._prepared_idx = fields["_prepared_from"] = prepared_index
         fields["_notice_handlers"] = []
         fields["_notify_handlers"] = []
         fields["_notifies_backlog"] = deque()
@@ -264,6 +318,14 @@ class Template:
         if pool is not None:
             fields["_pool"] = pool
         return conn
+
+
+@cache
+def closed_pgconn() -> PGconn:
+    """Give a `PGconn` that was closed, for connections that were."""
+    pgconn: PGconn = pq.PGconn.connect_start(b"port=0")
+    pgconn.finish()
+    return pgconn
 
 
 def deliver_notice(conn: Any, result: Any) -> None:
@@ -293,8 +355,8 @@ def deliver_warning(conn: Any, sqlstate: str, message: str) -> None:
 
 
 def has_prepared(conn: Any) -> bool:
-    """Whether psycopg has prepared statements for the connection."""
-    return bool(conn._prepared._names)
+    """Whether psycopg has prepared statements for the connection, or had and forgot them."""
+    return bool(conn._prepared._prepared_idx != conn._prepared_from)
 
 
 def note_results(conn: Any, results: list[Any]) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from ....errors import SandboxError
-from ...lexer import DECLARATIONS, Statement, Verb, plain_statement, statements
+from ... import passage
+from ...lexer import Statement, Verb, declaration, plain_statement, statements
 from ..core.backend import Level
 from ..core.refusals import RefusedError, no_block, no_two_phase
 from ..core.script import Script, discard_all
@@ -26,11 +27,16 @@ from .internals import (
     holds,
     is_execute,
     is_extended,
+    is_queued,
+    is_stream,
     note_results,
+    parameters,
+    query_text,
     read_operation,
     set_results,
     tagged_result,
 )
+from .pipelines import resume
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, Any]
     Planned = tuple[str, Any, Any, Any]
 
+_ACTIVE: Final = psycopg.pq.TransactionStatus.ACTIVE
 _CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
 _ONLY_IN_BLOCKS: Final = {
     Verb.SET_LOCAL: "SET LOCAL",
@@ -49,13 +56,21 @@ _ONLY_IN_BLOCKS: Final = {
 _BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
 
 
-def passes(member: Member, query: Any) -> bool:
-    """Whether a statement can go as it is, in a transaction that keeps the turn anyway."""
+def as_it_is(member: Member, gen: Any) -> Steps | None:
+    """Give what runs a plain statement, in a transaction that keeps the turn anyway."""
+    query = gen.gi_frame.f_locals["query"]
     if type(query) is not str or (part := plain_statement(query)) is None:
-        return False
+        return None
+    _start(member)
+    member.transaction.current = part.text
+    return passage.passing(part, gen, gen)
+
+
+def _start(member: Member) -> None:
     member.start()
-    member.transaction.passing(part.text)
-    return True
+    # The end of a test refuses all operations, and then waits for those that have started.
+    if member.ended:
+        raise psycopg.OperationalError(member.ended)
 
 
 def plan(member: Member, gen: Any) -> Planned | None:
@@ -79,29 +94,32 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
     """Give the generator to run for an operation that has the turn."""
     gen: Steps
     kind, sql, obj, gen = planned
-    member.start()
+    _start(member)
     transaction = member.transaction
     if member.streaming:
-        return _stream_on(member, gen) if transaction.unit and not transaction.surely_reads else gen
-    parts = statements(_text(sql, conn)) if kind is STATEMENT else ()
-    if transaction.in_section:
-        _check_section(member, parts)
+        return _stream_on(member, gen) if transaction.unit else gen
+    parts = statements(query_text(sql, conn)) if kind is STATEMENT else ()
+    if member.pipelined and kind is not CONTROL:
+        return _pipelined(member, conn, kind, parts, obj, gen)
+    if transaction.in_pipeline:
         return gen
     if len(parts) == 1 and parts[0].plain and not obj.closed:
-        shortcut = _shortcut(member, conn, gen)
+        shortcut = _shortcut(member, conn, parts[0], gen)
         if shortcut is not None:
             transaction.note(parts[0])
-            return shortcut
+            return passage.passing(parts[0], gen, shortcut)
     if kind is DECLARE:
-        kind, parts = STATEMENT, DECLARATIONS[holds(obj)]
+        if holds(obj):
+            transaction.held_cursors.add(obj.name.lower())
+        kind, parts = STATEMENT, (declaration(query_text(sql, conn), holds=holds(obj)),)
     return _with_ours(member, conn, kind, parts, obj, gen)
 
 
-def _shortcut(member: Member, conn: Any, gen: Steps) -> Steps | None:
+def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps | None:
     """Give what runs a plain statement where there is little or nothing to do before it."""
     backend, transaction = member.backend, member.transaction
     session = transaction.session
-    if transaction.suspended or backend.settings_of is not session:
+    if transaction.suspended or backend.settings_of is not session or backend.stale_cursors:
         return None
     if not transaction.open:
         if session is not None and session.sets_modes:
@@ -115,9 +133,11 @@ def _shortcut(member: Member, conn: Any, gen: Steps) -> Steps | None:
             ):
                 return None
             transaction.unit = True
+            if not part.read_only:
+                gen = _stream_on(member, gen)
         elif conn.begin_command() != b"BEGIN":
             return None
-        elif backend.is_fresh:
+        elif backend.is_direct:
             return _begin_outer(member, gen)
         elif backend.level is Level.STANDING:
             transaction.modes, transaction.open = b"BEGIN", True
@@ -159,7 +179,10 @@ def _with_ours(
         return (yield from instead)
     else:
         yield from _prepare(member, conn, kind, parts, gen)
-    return (yield from _stream_on(member, gen))
+    run = _stream_on(member, _with_after(member, parts, gen))
+    for part in parts:
+        run = passage.passing(part, gen, run)
+    return (yield from run)
 
 
 def _replacement(
@@ -169,8 +192,7 @@ def _replacement(
     if _is_script(member, conn, parts):
         return _run_script(member, conn, obj, parts, gen)
     if _discards_all(member, conn, parts):
-        gen.close()
-        return _discard_all(member, conn, obj)
+        return passage.passing(parts[0], gen, _discard_all(member, conn, obj))
     if parts and obj.closed:
         return gen  # type: ignore[no-any-return] # which raises, in front of any BEGIN
     _refuse_outside(member, conn, parts)
@@ -180,7 +202,7 @@ def _replacement(
 def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], gen: Any) -> Steps:
     """Begin what an operation needs, and run what comes before it."""
     transaction = member.transaction
-    if not transaction.open:
+    if not transaction.open and not transaction.unit:
         if conn.autocommit or kind is not STATEMENT:
             yield from transaction.begin_unit()
             if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
@@ -189,18 +211,30 @@ def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...],
         else:
             # Our own commands come first, and must not be before the transaction.
             yield from transaction.begin(conn.begin_command())
-    params = gen.gi_frame.f_locals.get("params") if parts else None
+    params = parameters(gen) if parts else None
     for part in parts:
         yield from member.before(part, params)
 
 
-def _stream_on(member: Member, gen: Any) -> Steps:
-    """Run an operation, and what a commit does where it ends an autocommit statement."""
+def _with_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
+    """Give an operation with what must be done after its statements, if there is anything."""
+    if not any(part.looks_at_timeouts for part in parts):
+        return gen
+    return _and_after(member, parts, gen)
+
+
+def _and_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
     result = yield from gen
-    transaction = member.transaction
-    # Neither in the middle of a stream nor after an error that psycopg keeps to itself.
-    if transaction.unit and not transaction.surely_reads and member.backend.in_transaction:
-        yield from transaction.end_work()
+    for part in parts:
+        yield from member.transaction.after(part)
+    return result
+
+
+def _stream_on(member: Member, gen: Any) -> Steps:
+    """Run an operation, and the commit where it ends an autocommit statement."""
+    result = yield from gen
+    if member.transaction.unit:
+        yield from member.transaction.end_statement()
     return result
 
 
@@ -231,16 +265,62 @@ def _refuse_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> 
         raise no_block(part)
 
 
-def _check_section(member: Member, parts: tuple[Statement, ...]) -> None:
+# Pipelines
+
+
+def _pipelined(
+    member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], obj: Any, gen: Any
+) -> Steps:
+    """Queue an operation; what must be answered before it is done outside of pipeline mode."""
+    transaction = member.transaction
+    if kind is DECLARE:
+        raise psycopg.NotSupportedError("server-side cursors not supported in pipeline mode")
+    if kind is STATEMENT and is_stream(gen):
+        raise psycopg.ProgrammingError("stream() cannot be used in pipeline mode")
+    if kind is STATEMENT and is_queued(gen) and not obj.closed:
+        if any(part.verb in _CONTROL_VERBS for part in parts):
+            raise _no_control_in_pipelines()
+        if any(part.words[0] == "COPY" for part in parts):
+            # psycopg sends it, and the session is lost.
+            raise psycopg.NotSupportedError("COPY cannot be used in pipeline mode")
+        if transaction.in_pipeline and all(part.plain for part in parts):
+            for part in parts:
+                transaction.note(part)
+        else:
+            yield from conn.pause_pipeline()
+            yield from member.get_ready()
+            # Where the transaction has failed, the statement will say so.
+            if member.backend.in_transaction or not (transaction.open or transaction.unit):
+                yield from _prepare(member, conn, kind, parts, gen)
+                yield from _fail_outside(member, conn, parts)
+            resume(member)
+    run = gen
     for part in parts:
-        member.transaction.note(part)
-        if part.verb in _CONTROL_VERBS:
-            raise RefusedError(
-                "a transaction command in SQL cannot be run in pipeline mode in a "
-                "rolled-back test; use commit(), rollback() or transaction()"
-            )
-        if part.verb is Verb.DDL:
-            member.backend.note_ddl()
+        run = passage.passing(part, gen, run)
+    result = yield from run
+    if any(part.looks_at_timeouts for part in parts):
+        yield from conn.pause_pipeline()
+        yield from transaction.after(parts[0])
+    if transaction.in_pipeline and member.backend.pgconn.transaction_status != _ACTIVE:
+        # Nothing was sent, so that no sync is needed to leave.
+        member.leave_pipeline()
+    return result
+
+
+def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> Steps:
+    """Let what needs a transaction block fail where there is none, and the pipeline with it."""
+    try:
+        _refuse_outside(member, conn, parts)
+    except psycopg.Error:
+        yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
+        raise
+
+
+def _no_control_in_pipelines() -> RefusedError:
+    return RefusedError(
+        "a transaction command in SQL cannot be run in pipeline mode in a "
+        "rolled-back test; use commit(), rollback() or transaction()"
+    )
 
 
 # Scripts
@@ -249,9 +329,10 @@ def _check_section(member: Member, parts: tuple[Statement, ...]) -> None:
 class _CursorScript:
     """Runs a script's statements over libpq, for a cursor that gets their results."""
 
-    def __init__(self, member: Member, conn: Any) -> None:
+    def __init__(self, member: Member, conn: Any, operation: Any) -> None:
         self._backend = member.backend
         self._conn = conn
+        self.operation = operation
         self.results: list[Any] = []
 
     @property
@@ -262,7 +343,9 @@ class _CursorScript:
         return self._conn.begin_command()  # type: ignore[no-any-return]
 
     def run(self, text: str) -> Steps:
-        self.results += yield from self._backend.run(text.encode())
+        results = yield from self._backend.run(text.encode())
+        self.results += results
+        return results
 
     def tag(self, tag: bytes) -> None:
         self.results.append(tagged_result(tag))
@@ -279,12 +362,11 @@ def _run_script(
         raise no_two_phase()
     if not is_execute(gen):
         raise RefusedError("a transaction command can only be run by execute() here")
-    params = gen.gi_frame.f_locals.get("params")
+    params = parameters(gen)
     if cursor.closed or (len(parts) > 1 and is_extended(cursor, gen)):
         return (yield from gen)  # which raises
-    gen.close()
     check_parameters(cursor, parts[0].text, params)
-    door = _CursorScript(member, conn)
+    door = _CursorScript(member, conn, gen)
     try:
         yield from Script(member, door).run(parts)
     finally:
@@ -299,15 +381,3 @@ def _discard_all(member: Member, conn: Any, cursor: Any) -> Steps:
     results = [tagged_result(b"DISCARD ALL")]
     note_results(conn, results)
     set_results(cursor, results)
-
-
-def _text(sql: Any, conn: Any) -> str:
-    """Give the SQL of a query in any of the forms that psycopg takes."""
-    if type(sql) is str:
-        return sql
-    if isinstance(sql, bytes):
-        return sql.decode(errors="replace")
-    if isinstance(sql, psycopg.sql.Composable):
-        return sql.as_string(conn)
-    strings = getattr(sql, "strings", None)  # a template string, from Python 3.14 on
-    return " $1 ".join(strings) if strings is not None else str(sql)

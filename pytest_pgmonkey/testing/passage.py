@@ -1,0 +1,38 @@
+"""The place that every statement of a test passes before it runs, in either isolation.
+
+Nothing is recorded here yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .lexer import Statement
+
+    Steps = Generator[Any, Any, Any]
+
+
+def passing(
+    statement: Statement,  # noqa: ARG001 - what a record will be made of
+    operation: Any,  # noqa: ARG001
+    run: Steps,
+) -> Steps:
+    """See a statement that is about to run, and give the generator that runs it.
+
+    `operation` is what the application called, as its door knows it. For psycopg it is the
+    generator of the call, from which `psycopg_door.internals` reads the cursor and the parameters
+    as long as it has not run.
+
+    `run` ends with the statement, or raises its error: a generator around it would see both. The
+    rows are then the cursor's, except in a script of rollback isolation, where `run` gives the
+    statement's own results. Where a string of several statements is sent as a whole, each of them
+    passes before it is sent, and they end together. In pipeline mode, and for `stream()` and
+    `copy()`, a statement ends when it is sent.
+
+    Only what the application wrote as SQL passes. What psycopg's methods send does not: BEGIN,
+    COMMIT, ROLLBACK and savepoints, and a server-side cursor's FETCH, MOVE and CLOSE.
+    """
+    return run

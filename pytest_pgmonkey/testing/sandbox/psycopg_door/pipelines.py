@@ -1,0 +1,99 @@
+"""psycopg's pipelines on a member's connection.
+
+The backend is in pipeline mode only from a statement to the next sync. Between a sync and the next
+statement it is as free as after any other statement: the unit that the sync ends is committed or
+undone, and another member can have the turn. psycopg's pipeline object notices nothing of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import pq
+
+from .internals import BasePipeline, answer_queue, register_control
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ..core.member import Member
+
+    Steps = Generator[Any, Any, Any]
+
+__all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "pause", "resume"]
+
+
+def resume(member: Member) -> None:
+    """Go into pipeline mode: what follows is queued until the next sync."""
+    member.backend.pgconn.enter_pipeline_mode()
+    member.transaction.in_pipeline = True
+    member.transaction.pin()
+
+
+def pause(member: Member, pipeline: Any) -> Steps:
+    """Have what is queued answered and leave pipeline mode; raises the first error among it."""
+    if not member.transaction.in_pipeline:
+        return
+    error = yield from answer_queue(pipeline)
+    member.leave_pipeline()
+    if error is not None:
+        raise error
+
+
+class _Pipelined(BasePipeline):  # type: ignore[misc]
+    """What both pipelines share."""
+
+    _conn: Any
+
+    @property
+    def status(self) -> pq.PipelineStatus:
+        if self._conn._member.transaction.in_pipeline:
+            return super().status  # type: ignore[no-any-return]
+        return pq.PipelineStatus.ON if self.level else pq.PipelineStatus.OFF
+
+    def _enter_gen(self) -> Steps:
+        psycopg.capabilities.has_pipeline(check=True)
+        yield from self._sync_gen()
+        self._conn._member.pipelined = True
+        self.level += 1
+
+    def _sync_gen(self) -> Steps:
+        member: Member = self._conn._member
+        if member.transaction.in_pipeline:
+            yield from pause(member, self)
+            yield from member.transaction.end_statement()
+
+    def _exit_gen(self) -> Steps:
+        return self._sync_gen()
+
+    def _exit(self, exc: BaseException | None) -> None:
+        self.level -= 1
+        if self.level:
+            return
+        member: Member = self._conn._member
+        member.pipelined = False
+        if member.transaction.in_pipeline and not member.returned:
+            # Its end was interrupted, or libpq is lost in the middle of something.
+            member.interrupt()
+            member.after()
+            # A signal can have interrupted the end itself.
+            if exc is None and sys.exc_info()[1] is None:
+                raise psycopg.OperationalError("the pipeline has ended with results uncollected")
+
+
+class SandboxPipeline(_Pipelined, psycopg.Pipeline):
+    """A psycopg `Pipeline` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+
+class AsyncSandboxPipeline(_Pipelined, psycopg.AsyncPipeline):
+    """A psycopg `AsyncPipeline` that works inside the test's transaction."""
+
+    __module__ = "pytest_pgmonkey"
+
+
+for _operation in (_Pipelined._enter_gen, _Pipelined._sync_gen):
+    register_control(_operation)
