@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
-    from .servers.server import Server
-    from .servers.worker import Worker
+    from .servers.server import Server, Worker
 
 __all__ = ["Kit"]
 

@@ -14,8 +14,7 @@ from .databases.commands import connect, create_extensions
 from .databases.schema import load_schema
 from .file_settings import in_preparation
 from .isolation import Isolation, KitError, SpoiledError
-from .servers.embedded.directories import choose_directories
-from .servers.embedded.guarded_process import GuardedProcess
+from .servers.embedded.directories import GuardedProcess, choose_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,15 +22,16 @@ from ..databases.shared_templates import (
     remove_unused,
     template_name,
 )
-from .server import KeptAddress, Server
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from ...config import ConnectionSpec
+    from ...kept_databases import Kept
     from ..databases.recipe import Recipe
-    from .worker import Worker
+    from .server import Worker
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
@@ -59,13 +60,12 @@ class ConfiguredServer(Server):
         self,
         spec: ConnectionSpec,
         config: Mapping[str, Any],
-        origin: str,
         worker: Worker | None = None,
         read_with: Mapping[str, bool] | None = None,
     ) -> None:
         """Take what a file says, and how it was read: `pgmonkey kept` reads it again."""
         self.spec = spec
-        self.description = f"config {origin}"
+        self.description = f"config {spec.origin}"
         self.existing: str = spec.dbname or "postgres"
         self._place = {"file": spec.origin, "options": dict(read_with or {})}
         self._config = config
@@ -121,12 +121,12 @@ class ConfiguredServer(Server):
             super().rename_database(name, new_name)
             self._made.discard(name)
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         """Tell how a database is reached, with what people may read of the file."""
         conninfo = self.conninfo(name)
         shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}
         note = f"psql asks for what {self.spec.origin} holds" if shown != conninfo else ""
-        return KeptAddress.of(shown, self._place, note)
+        return self._kept(name, test, shown, self._place, note=note)
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
         """Give the database that a recipe makes; it stays for later runs if that is lasting.

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from .server import ServerStartError
 
@@ -18,15 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-__all__ = ["Guard", "GuardError"]
+__all__ = ["Guard"]
 
-
-class GuardError(ServerStartError):
-    """A guardian is gone, or cannot do what it is asked for; `kind` names the type of its error."""
-
-    def __init__(self, problem: str, kind: str, log: str) -> None:
-        super().__init__(problem, log=log)
-        self.kind = kind
+_ROOT: Final = Path(__file__).parents[3]
 
 
 class Guard:
@@ -34,7 +29,9 @@ class Guard:
 
     guarded = "container"
 
-    def __init__(self, guardian: ModuleType, *facts: object, path: Iterable[str]) -> None:
+    def __init__(
+        self, guardian: ModuleType, *facts: object, path: Iterable[str | Path] = ()
+    ) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._waiting = False
@@ -50,7 +47,7 @@ class Guard:
         return os.getpid() != self._owner
 
     def ask(self, *request: Any) -> Any:
-        """Have a method of the guardian called and give its result; raises GuardError."""
+        """Have a method of the guardian called and give its result; raises ServerStartError."""
         with self._lock:
             process = self._process
             if process is None or process.stdin is None or process.stdout is None or self._waiting:
@@ -61,13 +58,16 @@ class Guard:
                 process.stdin.flush()
             line = process.stdout.readline()
             self._waiting = False
-        answer = json.loads(line) if line else {"error": "the process that guards it has ended"}
+        if not line:
+            raise self._error("the process that guards it has ended")
+        answer = json.loads(line)
         if "error" in answer:
-            raise self._error(answer["error"], answer.get("kind", ""))
+            raise self._error(answer["error"], taken=answer["taken"])
         return answer["result"]
 
-    def _error(self, problem: str, kind: str = "") -> GuardError:
-        return GuardError(f"The {self.guarded} cannot run: {problem}.", kind, self.log())
+    def _error(self, problem: str, *, taken: bool = False) -> ServerStartError:
+        text = f"The {self.guarded} cannot run: {problem}."
+        return ServerStartError(text, log=self.log(), taken=taken)
 
     def log(self) -> str:
         """Give the last lines of what is guarded, where they can be had."""
@@ -75,7 +75,7 @@ class Guard:
 
     def tell(self, *request: Any) -> None:
         """Do the same where nothing depends on it: the guardian may have been killed."""
-        with contextlib.suppress(GuardError):
+        with contextlib.suppress(ServerStartError):
             self.ask(*request)
 
     def leave(self) -> None:
@@ -108,9 +108,9 @@ class Guard:
         return process
 
 
-def _spawn(guardian: str, facts: list[str], path: Iterable[str]) -> subprocess.Popen[str]:
+def _spawn(guardian: str, facts: list[str], path: Iterable[str | Path]) -> subprocess.Popen[str]:
     # The standard library comes first: nothing in a project can take the place of its modules.
-    paths = [os.path.abspath(directory) for directory in path]  # noqa: PTH100
+    paths = [str(Path(directory).absolute()) for directory in [_ROOT, *path]]
     code = f"import sys; sys.path += {paths!r}; from {guardian} import Guardian"
     return subprocess.Popen(
         [

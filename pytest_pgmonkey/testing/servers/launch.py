@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from ..databases.recipe import Recipe
     from ..options import Options
     from .embedded.binaries import Binaries
-    from .server import Server
-    from .worker import Worker
+    from .server import Server, Worker
 
 __all__ = ["Choice", "choose", "launch", "start_server"]
 
@@ -110,7 +109,7 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     config = load_config(file, **read_with)
     spec = connection_spec(config, "normal", origin=str(file))
     refuse_connection_strings(spec.conninfo_dict, spec.origin)
-    return ConfiguredServer(spec, config, str(file), worker, read_with)
+    return ConfiguredServer(spec, config, worker, read_with)
 
 
 def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Future[Server] | None:

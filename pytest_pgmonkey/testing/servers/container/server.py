@@ -19,15 +19,7 @@ from ....kept_databases import names_in
 from ....processes import is_dead, process_name
 from ....secrets import redact_text
 from ..guard import Guard
-from ..server import (
-    ADMIN,
-    ROLE,
-    THROWAWAY,
-    KeptAddress,
-    OwnServer,
-    ServerStartError,
-    arguments,
-)
+from ..server import ADMIN, ROLE, THROWAWAY, OwnServer, ServerStartError, arguments
 from . import guardian
 from .engine import engine_command, engine_errors, find_engine, image_prefix
 
@@ -36,7 +28,8 @@ if TYPE_CHECKING:
     from docker.models.images import Image
     from typing_extensions import LiteralString
 
-    from ..worker import Worker
+    from ....kept_databases import Kept
+    from ..server import Worker
 
 __all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_container"]
 
@@ -63,10 +56,6 @@ AND pg_catalog.shobj_description(oid, 'pg_authid') = '{_PUBLISHED}'
 
 # In a container's shared memory there is room for 64 MB only.
 SETTINGS: Final = {**THROWAWAY, "dynamic_shared_memory_type": "mmap"}
-
-
-class ContainerTakenError(ServerStartError):
-    """Another worker of the run has made its container already."""
 
 
 class ContainerServer(OwnServer):
@@ -102,9 +91,6 @@ class ContainerServer(OwnServer):
         self._make_role(self._derive(ROLE))
         self._client.client.close()  # its idle connections; it opens new ones when asked again
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} of {self.image}>"
-
     def stop(self) -> None:
         """Remove the container; does nothing in a fork, a second time, or if others share it."""
         guard, self._guard = self._guard, None
@@ -120,7 +106,7 @@ class ContainerServer(OwnServer):
         finally:
             self._client.client.close()
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         """Tell how a database is reached: people know none of the passwords."""
         with engine_errors(f"The container {self.name} of this run cannot be had"):
             labels = self._client.client.containers.get(self.name).labels
@@ -130,7 +116,9 @@ class ContainerServer(OwnServer):
         run = f"{engine_command()} exec"
         place = {key: conninfo[key] for key in ("host", "port")}
         place.update(container=self.name, guardian=labels.get(GUARDIAN, ""))
-        return KeptAddress.of(
+        return self._kept(
+            name,
+            test,
             conninfo,
             place,
             psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
@@ -210,7 +198,8 @@ class ContainerServer(OwnServer):
         except APIError as error:
             self._undecided = False
             if self._worker is not None and error.status_code == _CONFLICT:
-                raise ContainerTakenError(f"The container {self.name} is there already.") from None
+                text = f"The container {self.name} is there already."
+                raise ServerStartError(text, taken=True) from None
             raise
         self._undecided = False
         return container
@@ -345,7 +334,9 @@ def start_container(image: str | None, worker: Worker | None) -> ContainerServer
     while True:
         try:
             return ContainerServer.start(image, worker)
-        except ContainerTakenError:
+        except ServerStartError as error:
+            if not error.taken:
+                raise
             server = ContainerServer(image, worker)
             if server.join():
                 return server

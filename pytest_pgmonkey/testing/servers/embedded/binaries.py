@@ -48,6 +48,7 @@ class Binaries:
 
     `origin` says where it comes from. Of `root` the paths `parts` have to stay together for the
     programs to work elsewhere. With an `archive`, the directory exists once that is unpacked.
+    `uid` is the user that runs the programs, where it is another.
     """
 
     bindir: Path
@@ -55,15 +56,27 @@ class Binaries:
     root: Path
     parts: tuple[str, ...]
     archive: Path | None = None
-    known_version: str | None = None
+    uid: int | None = None
 
     def program(self, name: str) -> Path:
         return self.bindir / f"{name}{EXECUTABLE}"
 
     @cached_property
     def version(self) -> str:
-        """The server's version, such as `18.6`, as its program tells it."""
-        return self.known_version or self.ask_version()
+        """The server's version, such as `18.6`, as its program tells it; raises PGMonkeyError."""
+        program = self.program("postgres")
+        command = [str(program), "--version"]
+        try:
+            output = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=os.sep, **run_as(self.uid)
+            )
+        except OSError as error:
+            raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
+        found = re.search(r"\(PostgreSQL\) (\d[\w.]*)", output.stdout)
+        if found is None:
+            told = output.stderr.strip() or f"exit code {output.returncode}"
+            raise PGMonkeyError(f"{program} of {self.origin} does not run: {told}.")
+        return found[1]
 
     @property
     def major(self) -> int:
@@ -86,22 +99,6 @@ class Binaries:
             found = re.search(r"(?m)^default_version.*$", file.read_text("utf-8", "replace"))
             lines.append(f"{file.stem} {found[0] if found else ''}")
         return lines
-
-    def ask_version(self, uid: int | None = None) -> str:
-        """Run `postgres --version`, where `uid` is given as that user."""
-        program = self.program("postgres")
-        command = [str(program), "--version"]
-        try:
-            output = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=os.sep, **run_as(uid)
-            )
-        except OSError as error:
-            raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
-        found = re.search(r"\(PostgreSQL\) (\d[\w.]*)", output.stdout)
-        if found is None:
-            told = output.stderr.strip() or f"exit code {output.returncode}"
-            raise PGMonkeyError(f"{program} of {self.origin} does not run: {told}.")
-        return found[1]
 
 
 def run_as(uid: int | None) -> dict[str, Any]:

@@ -12,29 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ....kept_databases import KeptError
-from ..guard import GuardError
 from ..guardian import is_alive
-from ..server import (
-    ADMIN,
-    ROLE,
-    THROWAWAY,
-    KeptAddress,
-    OwnServer,
-    ServerStartError,
-    arguments,
-)
+from ..server import ADMIN, ROLE, THROWAWAY, OwnServer, ServerStartError, arguments
 from . import guardian, saved_clusters
 from .binaries import find_all
-from .directories import ON_WINDOWS, choose_directories, homes
-from .guarded_process import GuardedProcess, read_log
+from .directories import ON_WINDOWS, GuardedProcess, choose_directories, homes, read_log
 from .unprivileged import make_reachable, unprivileged_uid
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
+    from ....kept_databases import Kept
     from ...databases.recipe import Recipe
-    from ..worker import Worker
+    from ..server import Worker
     from .binaries import Binaries
 
 __all__ = ["ROLE", "EmbeddedServer", "end_run", "start_embedded"]
@@ -77,17 +68,14 @@ class EmbeddedServer(OwnServer):
             self.start_postmaster()
         self._make_role(self._password)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.binaries.origin} at {self.socket_directory}>"
-
     def log(self) -> str:
         return read_log(self.home)
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         if self._password is not None:
             raise KeptError("a server that asks for a random password ends with the run")
         conninfo = self.conninfo(name)
-        return KeptAddress.of(conninfo, {key: conninfo[key] for key in ("host", "port")})
+        return self._kept(name, test, conninfo, {key: conninfo[key] for key in ("host", "port")})
 
     def extension_advice(self, name: str, problem: str) -> str:
         if "cannot open shared object file" in problem:
@@ -282,8 +270,8 @@ def start_embedded(
         if home is None:
             try:
                 return EmbeddedServer.start(binaries, recipe, worker)
-            except GuardError as error:
-                if error.kind != "FileExistsError" or time.monotonic() > deadline:
+            except ServerStartError as error:
+                if not error.taken or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL)
         elif published := _await_publication(home):

@@ -55,16 +55,15 @@ def make_reachable(binaries: Binaries, uid: int | None) -> Binaries:
 
 
 def _tried(binaries: Binaries, uid: int) -> Binaries | None:
-    """Give the binaries with their version where `uid` can run and read them."""
-    try:
-        version = binaries.ask_version(uid)
-    except PGMonkeyError:
-        return None
+    """Give the binaries as those that `uid` runs, if it can run and read them."""
+    found = replace(binaries, uid=uid)
     readable = all(
         path.stat().st_mode & stat.S_IROTH and may_enter(path.parent, uid)
         for path in _data_files(binaries)
     )
-    return replace(binaries, known_version=version) if readable else None
+    with contextlib.suppress(PGMonkeyError):
+        return found if found.version and readable else None
+    return None
 
 
 def _data_files(binaries: Binaries) -> Iterator[Path]:
