@@ -112,6 +112,8 @@ def _spawn(guardian: str, facts: list[str], path: Iterable[str | Path]) -> subpr
     # The standard library comes first: nothing in a project can take the place of its modules.
     paths = [str(Path(directory).absolute()) for directory in [_ROOT, *path]]
     code = f"import sys; sys.path += {paths!r}; from {guardian} import Guardian"
+    # Whatever changes what the programs of a server do is not for them.
+    passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
     return subprocess.Popen(
         [
             sys.executable,
@@ -126,15 +128,9 @@ def _spawn(guardian: str, facts: list[str], path: Iterable[str | Path]) -> subpr
         text=True,
         encoding="utf-8",
         cwd=os.sep,
-        env=_environment(),
+        env={**passed, "LC_ALL": "C", "TZ": "UTC"},
         start_new_session=True,
     )
-
-
-def _environment() -> dict[str, str]:
-    """Give the environment of a server's programs, without what changes what they do."""
-    passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
-    return {**passed, "LC_ALL": "C", "TZ": "UTC"}
 
 
 _living: weakref.WeakSet[Guard] = weakref.WeakSet()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..databases.recipe import recipe_of
 from ..databases.schema import resolve_steps
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "choose", "launch", "start_server"]
 
-# --- the choice ---
+DEFAULT_IMAGE: Final = "postgres:18"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def choose(options: Options) -> Choice:
     if options.config is not None:
         return Choice("config", given["config"], name=str(options.config))
     if options.source == "container" or (options.source == "auto" and options.image is not None):
-        return _container(options, given["source" if options.source == "container" else "image"])
+        why = given["source" if options.source == "container" else "image"]
+        return Choice("container", why, name=options.image or DEFAULT_IMAGE)
     from .embedded.binaries import BinariesNotFoundError, find_binaries
 
     why = given.get("bindir") or given.get("source") or "no config given"
@@ -66,16 +67,7 @@ def choose(options: Options) -> Choice:
                 f"embedded: {missing}\n"
                 f"container: {problem}"
             ) from None
-        return _container(options, "no config given, no server binaries found")
-
-
-def _container(options: Options, why: str) -> Choice:
-    from .container.server import DEFAULT_IMAGE
-
-    return Choice("container", why, name=options.image or DEFAULT_IMAGE)
-
-
-# --- the start ---
+        return Choice("container", "no config given, no server binaries found", name=DEFAULT_IMAGE)
 
 
 def start_server(
@@ -91,7 +83,7 @@ def start_server(
     if choice.binaries is None:
         from .container.server import start_container
 
-        return start_container(options.image, worker)
+        return start_container(choice.name, worker)
     from .embedded.server import start_embedded
 
     return start_embedded(choice.binaries, recipe, worker)

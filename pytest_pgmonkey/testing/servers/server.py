@@ -24,18 +24,7 @@ if TYPE_CHECKING:
     from ...kept_databases import Kept
     from ..databases.recipe import Recipe
 
-__all__ = [
-    "ADMIN",
-    "ROLE",
-    "RUN",
-    "OwnServer",
-    "Server",
-    "ServerStartError",
-    "Worker",
-    "arguments",
-    "new_run",
-    "worker_of",
-]
+__all__ = ["ADMIN", "ROLE", "RUN", "OwnServer", "Server", "ServerStartError", "Worker", "new_run"]
 
 ADMIN: Final = "postgres"
 ROLE: Final = "pgmonkey"

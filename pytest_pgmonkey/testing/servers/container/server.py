@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from ....kept_databases import Kept
     from ..server import Worker
 
-__all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_container"]
+__all__ = ["ContainerServer", "start_container"]
 
-DEFAULT_IMAGE: Final = "postgres:18"
 OWNER: Final = "pytest-pgmonkey.owner"
 GUARDIAN: Final = "pytest-pgmonkey.guardian"
 START_LIMIT: Final = 60.0
@@ -67,9 +66,9 @@ class ContainerServer(OwnServer):
 
     source = "container"
 
-    def __init__(self, image: str | None = None, worker: Worker | None = None) -> None:
+    def __init__(self, image: str, worker: Worker | None = None) -> None:
         self._client = find_engine()
-        self.image = image_prefix() + (image or DEFAULT_IMAGE)
+        self.image = image_prefix() + image
         super().__init__(worker, self.image)
         self._secret = worker.run if worker else secrets.token_hex(16)
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
@@ -329,7 +328,7 @@ class ContainerServer(OwnServer):
                 guardian.remove_container(api, found["Id"])
 
 
-def start_container(image: str | None, worker: Worker | None) -> ContainerServer:
+def start_container(image: str, worker: Worker | None) -> ContainerServer:
     """Start a container; that of a worker's run, or wait for another worker that does."""
     while True:
         try:

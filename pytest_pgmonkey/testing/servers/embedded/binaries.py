@@ -80,8 +80,7 @@ class Binaries:
 
     @property
     def major(self) -> int:
-        found = re.match(r"\d+", self.version)
-        return int(found[0]) if found else 0
+        return int(re.split(r"\D", self.version)[0])
 
     def control_files(self, extension: str = "*") -> Iterator[Path]:
         """Find the control files of an extension, or of all that the installation has."""

@@ -32,7 +32,11 @@ def choose_directories(uid: int | None, name: str = "") -> list[Path]:
     They are one directory, unless the home's path is too long for a Unix socket.
     """
     name = f"pgmonkey-{name or secrets.token_hex(4)}"
-    bases = [base for base in _bases() if _is_usable(base, uid)]
+    bases = [
+        base
+        for base in _bases()
+        if base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
+    ]
     roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
     short = [base / name for base in bases if _fits_socket(base / name)]
     if not roomy or not short:
@@ -53,10 +57,6 @@ def homes(name: str) -> list[Path]:
 def _bases() -> list[Path]:
     names = ["/dev/shm", tempfile.gettempdir(), "/tmp", "/var/tmp"]
     return [Path(tempfile.gettempdir())] if ON_WINDOWS else list(map(Path, dict.fromkeys(names)))
-
-
-def _is_usable(base: Path, uid: int | None) -> bool:
-    return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
 
 
 def _fits_socket(directory: Path) -> bool:

@@ -59,12 +59,13 @@ class EmbeddedServer(OwnServer):
 
     def bring_up(self) -> None:
         """Copy a data directory that was saved, or make one, and start its server."""
-        if self._recipe is not None and self._start_saved(self._key(self._recipe)):
+        if self._recipe is not None and self._start_saved(self._saved(self._recipe)):
             return
-        if not self._start_saved(self._key()):
+        saved = self._saved()
+        if not self._start_saved(saved):
             self.make_cluster()
-            if key := self._key():
-                self._saving = saved_clusters.save(key, self.guarded.data)
+            if saved is not None:
+                self._saving = saved_clusters.save(saved, self.guarded.data)
             self.start_postmaster()
         self._make_role(self._password)
 
@@ -89,7 +90,7 @@ class EmbeddedServer(OwnServer):
         )
 
     def outlive(self, file: Path) -> None:
-        guardian.note_kept(str(self.home), str(file))
+        (self.home / f"{guardian.KEPT}{file.name}").symlink_to(file)
 
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
@@ -128,10 +129,10 @@ class EmbeddedServer(OwnServer):
             "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
         }
 
-    def _key(self, recipe: Recipe | None = None) -> str:
-        """Name what a data directory is made from, empty where it must not be saved."""
+    def _saved(self, recipe: Recipe | None = None) -> Path | None:
+        """Give where the data directory is saved, `None` where it must not be or cannot be."""
         if self._password is not None or (recipe is not None and not recipe.lasting):
-            return ""
+            return None
         facts = [
             self.binaries.version,
             self.binaries.program("postgres").stat().st_size,
@@ -141,28 +142,27 @@ class EmbeddedServer(OwnServer):
             facts += [ROLE, recipe.digest]
         if recipe is not None and recipe.extensions:
             facts += self.binaries.extension_versions()
-        return saved_clusters.key_of(facts)
+        return saved_clusters.file_of(facts)
 
-    def _start_saved(self, key: str) -> bool:
+    def _start_saved(self, saved: Path | None) -> bool:
         """Start on a copy of a saved data directory; one that does not start is removed."""
-        found = saved_clusters.find(key) if key else None
-        if found is None:
+        if saved is None or not saved_clusters.is_saved(saved):
             return False
-        if self.guarded.ask("unpack", str(found)):
+        if self.guarded.ask("unpack", str(saved)):
             with contextlib.suppress(ServerStartError):
                 self.start_postmaster()
                 return True
-        saved_clusters.discard(found)
+        saved_clusters.discard(saved)
         return False
 
     def _save_template(self, recipe: Recipe) -> None:
         """Save the data directory, for which the server has to be down for a moment."""
-        if (key := self._key(recipe)) and saved_clusters.can_save():
+        if (saved := self._saved(recipe)) is not None:
             self.guarded.ask("halt", "SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
                 if self._saving is not None:
                     self._saving.join()
-                self._saving = saved_clusters.save(key, self.guarded.data)
+                self._saving = saved_clusters.save(saved, self.guarded.data)
             self.start_postmaster()
 
     def _publish_to(self, worker: Worker) -> None:
