@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def tidied() -> Iterator[None]:
+def tidied(twins: Twins) -> Iterator[None]:
     """Collect what was interrupted in the middle while nobody is warned of it."""
     yield
+    twins.last_error = None
     gc.collect()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
@@ -175,8 +176,8 @@ def meet_a_time_out_in_a_copy(handle: Any) -> None:
         conn.cursor().copy("COPY t FROM STDIN") as copy,
     ):
         alarm(0.05)
-        while True:
-            copy.write_row((1, "a"))
+        for number in itertools.count(100):
+            copy.write_row((number, "a"))
 
 
 def interrupt_a_pipeline(handle: Any) -> None:

@@ -109,10 +109,10 @@ class _Sandboxed(BaseConnection[Any]):
         self._member.backend.expects_cancels = True
         return self._member.owns_running_statement and super()._should_cancel()
 
-    def _cancel_gen(self) -> Generator[Any, Any, None]:
+    def _cancel_gen(self, **kwargs: Any) -> Generator[Any, Any, None]:
         backend = self._member.backend
         backend.cancels_under_way += 1
-        yield from super()._cancel_gen()
+        yield from super()._cancel_gen(**kwargs)
         backend.cancels_under_way -= 1
 
     def _check_connection_ok(self) -> None:
