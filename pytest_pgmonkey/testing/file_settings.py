@@ -25,38 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["in_clone", "in_preparation", "session_settings"]
 
 _WHERE: Final = frozenset(
-    [
-        "host",
-        "hostaddr",
-        "port",
-        "dbname",
-        "user",
-        "password",
-        "passfile",
-        "require_auth",
-        "channel_binding",
-        "service",
-        "servicefile",
-        "sslmode",
-        "sslnegotiation",
-        "sslcompression",
-        "sslcert",
-        "sslkey",
-        "sslpassword",
-        "sslcertmode",
-        "sslrootcert",
-        "sslcrl",
-        "sslcrldir",
-        "sslsni",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-        "gssencmode",
-        "krbsrvname",
-        "gsslib",
-        "gssdelegation",
-        "target_session_attrs",
-        "load_balance_hosts",
-    ]
+    (
+        "host hostaddr port dbname user password passfile require_auth channel_binding service "
+        "servicefile sslmode sslnegotiation sslcompression sslcert sslkey sslpassword sslcertmode "
+        "sslrootcert sslcrl sslcrldir sslsni ssl_min_protocol_version ssl_max_protocol_version "
+        "gssencmode krbsrvname gsslib gssdelegation target_session_attrs load_balance_hosts"
+    ).split()
 )
 _OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.]+)=((?:\\.|\S)*)")
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..config import connection_spec
+from ..connection_type import CONNECTION_TYPES
+from ..handles import make_handle
+from ..manager import PGConnectionManager
 from .clone_connections import CloneConnector
 from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
@@ -13,13 +18,12 @@ from .databases.recipe import recipe_of
 from .databases.schema import resolve_steps
 from .isolation import SpoiledError
 from .options import refuse_existing
-from .own_handles import OwnHandles
 from .prepared import Database, Preparation
 from .rollback import RollbackIsolation
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
@@ -29,8 +33,7 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
-    from .servers.server import Server
-    from .servers.worker import Worker
+    from .servers.server import Server, Worker
 
 __all__ = ["Kit"]
 
@@ -184,3 +187,28 @@ class Kit:
         """End everything that the process has started."""
         if os.getpid() == self._pid:  # a child that was forked has started nothing of it
             self._ends.close()
+
+
+class OwnHandles:
+    """Makes handles and managers that lead to the running test, whatever else is intercepted.
+
+    `config` is the configuration of the prepared database.
+    """
+
+    def __init__(self, config: Mapping[str, Any], interception: Interception) -> None:
+        self._interception = interception
+        self._specs = {name: connection_spec(config, name) for name in CONNECTION_TYPES}
+
+    def make(self, connection_type: str) -> Any:
+        """Give a new handle of a type."""
+        return make_handle(self._specs[connection_type], None, self._owner)
+
+    @cached_property
+    def _owner(self) -> PGConnectionManager:
+        return self.manager()
+
+    def manager(self) -> PGConnectionManager:
+        """Give a new manager; any path or dictionary given to it leads to the test's database."""
+        manager = PGConnectionManager()
+        self._interception.adopt(manager)
+        return manager

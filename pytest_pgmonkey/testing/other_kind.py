@@ -20,70 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["AwaitableHandle", "BlockingHandle", "view"]
 
-_HANDLE: Final = frozenset({"connection", "cursor", "disconnect", "test_connection", "transaction"})
-_CONNECTION: Final = frozenset(
-    {
-        "cancel_safe",
-        "close",
-        "commit",
-        "cursor",
-        "execute",
-        "pipeline",
-        "rollback",
-        "set_autocommit",
-        "set_deferrable",
-        "set_isolation_level",
-        "set_read_only",
-        "transaction",
-    }
+_METHODS: Final = frozenset(
+    (
+        # A handle's
+        "connection cursor disconnect test_connection transaction "
+        # A connection's
+        "cancel_safe close commit cursor execute pipeline rollback set_autocommit set_deferrable "
+        "set_isolation_level set_read_only transaction "
+        # A cursor's
+        "close copy execute executemany fetchall fetchmany fetchone nextset results scroll stream "
+        # A copy's
+        "read read_row rows set_types write write_row"
+    ).split()
 )
-_CURSOR: Final = frozenset(
-    {
-        "close",
-        "copy",
-        "execute",
-        "executemany",
-        "fetchall",
-        "fetchmany",
-        "fetchone",
-        "nextset",
-        "results",
-        "scroll",
-        "stream",
-    }
-)
-_COPY: Final = frozenset({"read", "read_row", "rows", "set_types", "write", "write_row"})
-_METHODS: Final = _HANDLE | _CONNECTION | _CURSOR | _COPY
 _ATTRIBUTES: Final = frozenset(
-    [
-        "adapters",
-        "arraysize",
-        "autocommit",
-        "broken",
-        "closed",
-        "config",
-        "connection_type",
-        "deferrable",
-        "description",
-        "format",
-        "info",
-        "isolation_level",
-        "itersize",
-        "name",
-        "pgresult",
-        "pool",
-        "prepare_threshold",
-        "prepared_max",
-        "read_only",
-        "row_factory",
-        "rowcount",
-        "rownumber",
-        "savepoint_name",
-        "scrollable",
-        "spec",
-        "statusmessage",
-        "withhold",
-    ]
+    (
+        "adapters arraysize autocommit broken closed config connection_type deferrable description "
+        "format info isolation_level itersize name pgresult pool prepare_threshold prepared_max "
+        "read_only row_factory rowcount rownumber savepoint_name scrollable spec statusmessage "
+        "withhold"
+    ).split()
 )
 
 

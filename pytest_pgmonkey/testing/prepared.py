@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode
 
-import psycopg
 import yaml
 from psycopg.conninfo import make_conninfo
 
 from ..connecting import AsyncDirectSource, Connector, DirectSource
+from .databases.commands import connect, create_extensions
 from .databases.schema import load_schema
 from .file_settings import in_preparation
 from .isolation import Isolation, KitError, SpoiledError
-from .servers.embedded.directories import choose_directories
-from .servers.embedded.guarded_process import GuardedProcess
-from .servers.server import url_of
+from .servers.embedded.directories import GuardedProcess, choose_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,9 +114,7 @@ class Preparation:
     def _load(self, name: str) -> None:
         """Create the extensions in a database and load the schema into it."""
         if self._extensions:
-            from .databases.commands import create_extensions
-
-            with _connect(self.server.admin_conninfo(name)) as conn:
+            with connect(self.server.admin_conninfo(name), autocommit=False) as conn:
                 create_extensions(
                     conn,
                     self._extensions,
@@ -125,11 +122,7 @@ class Preparation:
                     self.server.extension_advice,
                 )
         with self._leading_to(name):
-            load_schema(self._steps, lambda: _connect(self.server.conninfo(name)))
-
-
-def _connect(conninfo: dict[str, str]) -> psycopg.Connection[Any]:
-    return psycopg.Connection.connect(**conninfo)  # type: ignore[arg-type]
+            load_schema(self._steps, lambda: connect(self.server.conninfo(name), autocommit=False))
 
 
 class Database:
@@ -164,7 +157,7 @@ class Database:
     @property
     def url(self) -> str:
         """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
-        return url_of(self._server.conninfo(self.name))
+        return _url_of(self._server.conninfo(self.name))
 
     @property
     def config_path(self) -> Path:
@@ -202,3 +195,20 @@ class Database:
         if self._guarded is not None:
             self._guarded.end()
             self._guarded = None
+
+
+def _url_of(conninfo: dict[str, str]) -> str:
+    """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
+    rest = {key: value for key, value in conninfo.items() if value}
+    user, password, dbname = (
+        quote(rest.pop(k, ""), safe="") for k in ("user", "password", "dbname")
+    )
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    address, host = "", rest.get("host", "")
+    # A socket's directory cannot stand where a host name does, nor can several hosts.
+    if host and not host.startswith("/") and "," not in host:
+        del rest["host"]
+        port = rest.pop("port", "")
+        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
+    return f"postgresql://{login}{address}/{dbname}{query}"

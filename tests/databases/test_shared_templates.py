@@ -173,7 +173,7 @@ def test_the_least_recently_used_goes(
     admin.execute(f"CREATE DATABASE {alike} OWNER {owner}")
 
     def use(number: int) -> str:
-        server = ConfiguredServer(spec, config, "file")
+        server = ConfiguredServer(spec, config)
         try:
             return str(server.template(Recipe(str(number), lasting=True), lambda name: None))
         finally:

@@ -28,7 +28,7 @@ from pytest_pgmonkey.testing.servers.embedded.binaries import (
     find_all,
     find_binaries,
 )
-from pytest_pgmonkey.testing.servers.embedded.guarded_process import GuardedProcess
+from pytest_pgmonkey.testing.servers.embedded.directories import GuardedProcess
 from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 from pytest_pgmonkey.testing.servers.server import THROWAWAY, ServerStartError
 

@@ -297,7 +297,10 @@ class TestClusters:
     @pytest.fixture(autouse=True)
     def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        return tmp_path / "pytest-pgmonkey" / "clusters"
+        file = saved_clusters.file_of([])
+        assert file is not None
+        assert tmp_path / "pytest-pgmonkey" / "clusters" == file.parent
+        return file.parent
 
     @pytest.fixture
     def data(self, tmp_path: Path) -> Path:
@@ -307,8 +310,8 @@ class TestClusters:
         return path
 
     @staticmethod
-    def keep(key: str, data: Path) -> None:
-        if (writing := saved_clusters.save(key, data)) is not None:
+    def keep(file: Path, data: Path) -> None:
+        if (writing := saved_clusters.save(file, data)) is not None:
             writing.join()
 
     def test_a_packed_directory_is_the_same(self, data: Path, tmp_path: Path) -> None:
@@ -331,36 +334,36 @@ class TestClusters:
     def test_the_oldest_are_removed(self, data: Path, home: Path) -> None:
         """A few clusters are kept, those that were used last."""
         for number in range(saved_clusters.LIMIT):
-            self.keep(f"cluster-{number}", data)
+            self.keep(home / f"cluster-{number}", data)
             os.utime(home / f"cluster-{number}", (number, number))
-        assert saved_clusters.find("cluster-0") is not None
-        self.keep("cluster-new", data)
-        assert saved_clusters.find("cluster-0") is not None
-        assert saved_clusters.find("cluster-1") is None
+        assert saved_clusters.is_saved(home / "cluster-0")
+        self.keep(home / "cluster-new", data)
+        assert saved_clusters.is_saved(home / "cluster-0")
+        assert not saved_clusters.is_saved(home / "cluster-1")
         assert len(list(home.glob("cluster-*"))) == saved_clusters.LIMIT
 
     def test_what_is_kept_is_its_users_alone(self, data: Path, home: Path) -> None:
         """A schema may hold what is nobody else's business."""
-        self.keep("cluster-it", data)
+        self.keep(home / "cluster-it", data)
         for path in (home, home / "cluster-it"):
             assert path.stat().st_mode & 0o077 == 0
 
     def test_a_killed_run_leaves_nothing_for_long(self, data: Path, home: Path) -> None:
         """What was half made is never found, and goes with the next that is kept."""
-        self.keep("cluster-one", data)
+        self.keep(home / "cluster-one", data)
         (home / "partial-0").mkdir()
         shutil.copy(home / "cluster-one", home / "partial-0")
-        self.keep("cluster-three", data)
+        self.keep(home / "cluster-three", data)
         assert not (home / "partial-0").exists()
 
-    def test_a_directory_with_links_is_not_kept(self, data: Path) -> None:
+    def test_a_directory_with_links_is_not_kept(self, data: Path, home: Path) -> None:
         """A data directory that reaches beyond itself cannot be copied whole."""
         (data / "link").symlink_to("/")
-        self.keep("cluster-it", data)
-        assert saved_clusters.find("cluster-it") is None
+        self.keep(home / "cluster-it", data)
+        assert not saved_clusters.is_saved(home / "cluster-it")
 
-    def test_a_cache_that_others_may_write_is_not_used(self, data: Path, home: Path) -> None:
+    def test_a_cache_that_others_may_write_is_not_used(self, home: Path) -> None:
         """Another user's cluster could name programs to be run."""
-        self.keep("cluster-it", data)
         home.parent.chmod(0o777)
-        assert saved_clusters.find("cluster-it") is None
+        other = saved_clusters.file_of([])
+        assert other is None or home not in other.parents

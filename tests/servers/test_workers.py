@@ -14,7 +14,7 @@ import pytest
 from helpers.remains import NEEDS_PROC, is_gone, processes_of
 from helpers.waiting import wait_until
 
-from pytest_pgmonkey.testing.servers.worker import RUN, new_run, worker_of
+from pytest_pgmonkey.testing.servers.server import RUN, new_run, worker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

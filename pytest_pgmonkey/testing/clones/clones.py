@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from ...errors import PGMonkeyError
+from ..databases.commands import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from ..servers.server import Server
 
@@ -48,14 +50,12 @@ class Clones:
         self._template: str | None = None
         self._original: str | None = None
         self._count = 0
-        self._ready: queue.Queue[str | BaseException] = queue.Queue()
-        self._ordered = 0
-        self._work: queue.Queue[tuple[str, str] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
+        self._ready: deque[Future[str]] = deque()
         self._clean: list[str] = []
         self._watch: psycopg.Connection[Any] | None = None
-        self._jobs_ordered = self._jobs_done = 0
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "pgmonkey-clones")
+        self._jobs = 0
+        self._last_job: Future[Any] | None = None
 
     def take(self) -> str:
         """Give the name of a fresh clone."""
@@ -63,58 +63,37 @@ class Clones:
             return self._clean.pop()
         self.make_template()
         self._order(1)
-        made = self._ready.get()
-        with self._lock:
-            self._ordered -= 1
-        if isinstance(made, BaseException):
-            raise made
-        return made
+        return self._ready.popleft().result()
 
     def mark(self) -> object:
         """Give what is equal to a later one only if nothing on the server was written between."""
-        ordered, done = self._jobs_ordered, self._jobs_done
-        if ordered != done:
+        jobs = self._jobs
+        if self._last_job is not None and not self._last_job.done():
             return object()  # our own jobs write, too
         if self._watch is None or self._watch.closed:
-            self._watch = psycopg.Connection.connect(
-                **self._server.admin_conninfo(),  # type: ignore[arg-type]
-                autocommit=True,
-            )
+            self._watch = connect(self._server.admin_conninfo())
         row = self._watch.execute(_NEXT_XID).fetchone()
-        return row, ordered
-
-    def _order(self, ready: int) -> None:
-        """See to it that so many clones are made, or being made."""
-        with self._lock:
-            wanted = ready - self._ordered
-            self._ordered += max(wanted, 0)
-        for _ in range(wanted):
-            self._count += 1
-            self._enqueue("make", self._name("clone"))
-
-    def _name(self, kind: str) -> str:
-        return self._server.scratch_name(f"{kind}{self._count}")
+        return row, jobs
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""
         if clean:
             self._clean.append(name)
         else:
-            self._enqueue("drop", name)
+            self._drop(name)
             self._order(_AHEAD)
 
     def forget_template(self) -> None:
         """Copy the prepared database anew before the next clone: it has changed."""
-        for name in self._clean:
-            self._enqueue("drop", name)
-        self._clean.clear()
-        while self._ordered:
-            made = self._ready.get()
-            self._ordered -= 1
-            if isinstance(made, str):
-                self._enqueue("drop", made)
+        unused, self._clean = self._clean, []
+        while self._ready:
+            made = self._ready.popleft()
+            if made.exception() is None:
+                unused.append(made.result())
+        for name in unused:
+            self._drop(name)
         if self._original is not None:
-            self._enqueue("drop", self._original)
+            self._drop(self._original)
         self._template = self._original = None
 
     def make_template(self) -> None:
@@ -123,12 +102,35 @@ class Clones:
             self._template = self._pristine()
         if self._template is None:
             self._before_copy()
-            self._count += 1
-            name = self._name("original")
-            self._create(name, self._source)
-            self._template = self._original = name
+            self._template = self._original = self._create(self._name("original"), self._source)
 
-    def _create(self, name: str, template: str) -> None:
+    def close(self) -> None:
+        """End the thread after what it has to do; databases go with the server or the run."""
+        self._thread.shutdown()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _order(self, ready: int) -> None:
+        """See to it that so many clones are made, or being made."""
+        while len(self._ready) < ready:
+            made = self._submit(self._create, self._name("clone"), str(self._template))
+            self._ready.append(made)
+
+    def _drop(self, name: str) -> None:
+        # One that cannot be dropped goes with the server, or with the next run's sweep.
+        self._submit(self._server.drop_database, name)
+
+    def _submit(self, job: Callable[..., Any], *arguments: str) -> Future[Any]:
+        self._jobs += 1
+        self._last_job = self._thread.submit(job, *arguments)
+        return self._last_job
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return self._server.scratch_name(f"{kind}{self._count}")
+
+    def _create(self, name: str, template: str) -> str:
         try:
             self._server.create_database(name, template)
         except psycopg.errors.ObjectInUse as error:
@@ -142,38 +144,4 @@ class Clones:
                 f"the database {template!r} cannot be copied: {error.diag.message_primary}; "
                 "clone isolation needs a role with CREATEDB that owns the database"
             ) from None
-
-    def _enqueue(self, what: str, name: str) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pgmonkey-clones", daemon=True)
-            self._thread.start()
-        self._jobs_ordered += 1
-        self._work.put((what, name))
-
-    def _run(self) -> None:
-        while (job := self._work.get()) is not None:
-            made = self._do(*job)
-            self._jobs_done += 1
-            if made is not None:
-                self._ready.put(made)
-
-    def _do(self, what: str, name: str) -> str | BaseException | None:
-        try:
-            if what == "make":
-                self._create(name, str(self._template))
-                return name
-            self._server.drop_database(name)
-        except BaseException as error:  # it is raised where the clone is taken
-            # A clone that is not dropped goes with the server, or with the next run's sweep.
-            return error if what == "make" else None
-        return None
-
-    def close(self) -> None:
-        """End the thread after what it has to do; databases go with the server or the run."""
-        if self._thread is not None:
-            self._work.put(None)
-            self._thread.join()
-            self._thread = None
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        return name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -84,7 +83,7 @@ class Keeping:
         """Decide what the database will be called."""
         try:
             writable_directory()
-            self._plan = self._make_plan()
+            self._plan = self._server.kept_as(new_name(self._test), self._test)
         except PGMonkeyError as error:
             self._refused = True
             return f"The database of this test is not kept: {error}"
@@ -96,20 +95,6 @@ class Keeping:
             f"pgmonkey kept --remove {self._plan.name}",
         ]
         return "\n".join([*lines, f"({told['note']})"] if "note" in told else lines)
-
-    def _make_plan(self) -> Kept:
-        name = new_name(self._test)
-        address = self._server.address_after_run(name)
-        return Kept(
-            name=name,
-            test=self._test,
-            made=datetime.now(timezone.utc).isoformat(),
-            source=self._server.source,
-            dsn=address.dsn,
-            psql=address.psql,
-            place=address.place,
-            note=address.note,
-        )
 
     def _settle(self) -> str:
         """Keep the clone of the test that has ended, or give it back."""

@@ -39,14 +39,10 @@ ORDER BY setrole
 """
 # Those whose value the server keeps as a list of quoted names.
 _LISTS: Final = frozenset(
-    [
-        "local_preload_libraries",
-        "search_path",
-        "session_preload_libraries",
-        "shared_preload_libraries",
-        "temp_tablespaces",
-        "unix_socket_directories",
-    ]
+    (
+        "local_preload_libraries search_path session_preload_libraries shared_preload_libraries "
+        "temp_tablespaces unix_socket_directories"
+    ).split()
 )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..kit import Kit
     from ..options import Options
     from ..prepared import Database
-    from ..servers.worker import Worker
+    from ..servers.server import Worker
 
 _KIT: Final = pytest.StashKey["Kit"]()
 _RUN: Final = pytest.StashKey[dict[str, str | int]]()
@@ -127,7 +127,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of which run it is; called in the controller."""
-    from ..servers.worker import RUN, new_run
+    from ..servers.server import RUN, new_run
 
     node.workerinput[RUN] = node.config.stash.setdefault(_RUN, new_run())
 
@@ -136,7 +136,7 @@ def _worker(config: pytest.Config) -> Worker | None:
     workerinput = getattr(config, "workerinput", None)
     if workerinput is None:
         return None
-    from ..servers.worker import worker_of
+    from ..servers.server import worker_of
 
     return worker_of(workerinput)
 
@@ -145,7 +145,7 @@ def _end_run(name: str) -> None:
     from ..servers.embedded.directories import homes
 
     if homes(name):
-        from ..servers.embedded.workers import end_run
+        from ..servers.embedded.server import end_run
 
         end_run(name)
 

@@ -22,15 +22,16 @@ from ..databases.shared_templates import (
     remove_unused,
     template_name,
 )
-from .server import KeptAddress, Server
+from .server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from ...config import ConnectionSpec
+    from ...kept_databases import Kept
     from ..databases.recipe import Recipe
-    from .worker import Worker
+    from .server import Worker
 
 __all__ = ["ConfiguredServer", "ScratchError"]
 
@@ -59,13 +60,12 @@ class ConfiguredServer(Server):
         self,
         spec: ConnectionSpec,
         config: Mapping[str, Any],
-        origin: str,
         worker: Worker | None = None,
         read_with: Mapping[str, bool] | None = None,
     ) -> None:
         """Take what a file says, and how it was read: `pgmonkey kept` reads it again."""
         self.spec = spec
-        self.description = f"config {origin}"
+        self.description = f"config {spec.origin}"
         self.existing: str = spec.dbname or "postgres"
         self._place = {"file": spec.origin, "options": dict(read_with or {})}
         self._config = config
@@ -121,12 +121,12 @@ class ConfiguredServer(Server):
             super().rename_database(name, new_name)
             self._made.discard(name)
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         """Tell how a database is reached, with what people may read of the file."""
         conninfo = self.conninfo(name)
         shown = {k: v for k, v in conninfo.items() if not is_sensitive(k) or k in TLS_FILES}
         note = f"psql asks for what {self.spec.origin} holds" if shown != conninfo else ""
-        return KeptAddress.of(shown, self._place, note)
+        return self._kept(name, test, shown, self._place, note=note)
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str | None:
         """Give the database that a recipe makes; it stays for later runs if that is lasting.
@@ -137,11 +137,11 @@ class ConfiguredServer(Server):
             return None
         conn = self._sweep()
         name = self._templates.get(recipe)
-        if name is None:
-            name = self._name_template(conn, recipe)
-            if recipe.lasting:
-                lock_shared(conn, name)  # from here on no other run removes it
-            self._templates[recipe] = name
+        if name is None and recipe.lasting:
+            name = template_name(conn, recipe, self._config)
+            lock_shared(conn, name)  # from here on no other run removes it
+        name = name or _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
+        self._templates[recipe] = name
         if not exists(conn, name):
             with exclusive(conn, f"load {name}"):
                 if not exists(conn, name):
@@ -216,11 +216,6 @@ class ConfiguredServer(Server):
         for name, run in _scratch_databases(conn):
             if run == self._common:
                 self._sweep_one(conn, name, run)
-
-    def _name_template(self, conn: psycopg.Connection[Any], recipe: Recipe) -> str:
-        if recipe.lasting:
-            return template_name(conn, recipe, self._config)
-        return _scratch_name(str(self._common), f"schema_{recipe.digest[:16]}")
 
 
 def _scratch_name(run: str, name: str) -> str:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from .server import ServerStartError
 
@@ -18,15 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
 
-__all__ = ["Guard", "GuardError"]
+__all__ = ["Guard"]
 
-
-class GuardError(ServerStartError):
-    """A guardian is gone, or cannot do what it is asked for; `kind` names the type of its error."""
-
-    def __init__(self, problem: str, kind: str, log: str) -> None:
-        super().__init__(problem, log=log)
-        self.kind = kind
+_ROOT: Final = Path(__file__).parents[3]
 
 
 class Guard:
@@ -34,7 +29,9 @@ class Guard:
 
     guarded = "container"
 
-    def __init__(self, guardian: ModuleType, *facts: object, path: Iterable[str]) -> None:
+    def __init__(
+        self, guardian: ModuleType, *facts: object, path: Iterable[str | Path] = ()
+    ) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._waiting = False
@@ -50,7 +47,7 @@ class Guard:
         return os.getpid() != self._owner
 
     def ask(self, *request: Any) -> Any:
-        """Have a method of the guardian called and give its result; raises GuardError."""
+        """Have a method of the guardian called and give its result; raises ServerStartError."""
         with self._lock:
             process = self._process
             if process is None or process.stdin is None or process.stdout is None or self._waiting:
@@ -61,13 +58,16 @@ class Guard:
                 process.stdin.flush()
             line = process.stdout.readline()
             self._waiting = False
-        answer = json.loads(line) if line else {"error": "the process that guards it has ended"}
+        if not line:
+            raise self._error("the process that guards it has ended")
+        answer = json.loads(line)
         if "error" in answer:
-            raise self._error(answer["error"], answer.get("kind", ""))
+            raise self._error(answer["error"], taken=answer["taken"])
         return answer["result"]
 
-    def _error(self, problem: str, kind: str = "") -> GuardError:
-        return GuardError(f"The {self.guarded} cannot run: {problem}.", kind, self.log())
+    def _error(self, problem: str, *, taken: bool = False) -> ServerStartError:
+        text = f"The {self.guarded} cannot run: {problem}."
+        return ServerStartError(text, log=self.log(), taken=taken)
 
     def log(self) -> str:
         """Give the last lines of what is guarded, where they can be had."""
@@ -75,16 +75,14 @@ class Guard:
 
     def tell(self, *request: Any) -> None:
         """Do the same where nothing depends on it: the guardian may have been killed."""
-        with contextlib.suppress(GuardError):
+        with contextlib.suppress(ServerStartError):
             self.ask(*request)
 
     def leave(self) -> None:
         """Leave everything to the guardian, which this process no longer holds."""
         self._lock = threading.Lock()  # in a fork another thread may have held it
-        process, self._process = self._process, None
-        if process is not None:
+        if (process := self._close()) is not None:
             process.returncode = 0  # or its finalizer warns of a process still running
-            _close_pipes(process)
 
     at_exit = leave
 
@@ -93,20 +91,29 @@ class Guard:
         if self.is_foreign:
             self.leave()
         with self._lock:
-            process, self._process = self._process, None
+            process = self._close()
             if process is None:
                 return False
             if self._waiting:  # interrupted: it would first finish what it is at
                 process.terminate()
-            _close_pipes(process)
             process.wait()
             return True
 
+    def _close(self) -> subprocess.Popen[str] | None:
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout) if process else ():
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return process
 
-def _spawn(guardian: str, facts: list[str], path: Iterable[str]) -> subprocess.Popen[str]:
+
+def _spawn(guardian: str, facts: list[str], path: Iterable[str | Path]) -> subprocess.Popen[str]:
     # The standard library comes first: nothing in a project can take the place of its modules.
-    paths = [os.path.abspath(directory) for directory in path]  # noqa: PTH100
+    paths = [str(Path(directory).absolute()) for directory in [_ROOT, *path]]
     code = f"import sys; sys.path += {paths!r}; from {guardian} import Guardian"
+    # Whatever changes what the programs of a server do is not for them.
+    passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
     return subprocess.Popen(
         [
             sys.executable,
@@ -121,22 +128,9 @@ def _spawn(guardian: str, facts: list[str], path: Iterable[str]) -> subprocess.P
         text=True,
         encoding="utf-8",
         cwd=os.sep,
-        env=_environment(),
+        env={**passed, "LC_ALL": "C", "TZ": "UTC"},
         start_new_session=True,
     )
-
-
-def _environment() -> dict[str, str]:
-    """Give the environment of a server's programs, without what changes what they do."""
-    passed = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "PYTHON"))}
-    return {**passed, "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _close_pipes(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 _living: weakref.WeakSet[Guard] = weakref.WeakSet()

@@ -76,7 +76,7 @@ class Guardian:
                 try:
                     answer = {"result": getattr(self, f"do_{verb}")(*arguments)}
                 except OSError as error:
-                    answer = {"error": str(error), "kind": type(error).__name__}
+                    answer = {"error": str(error), "taken": isinstance(error, FileExistsError)}
                 print(json.dumps(answer), flush=True)  # noqa: T201 - read by pytest
         if self._run:
             self._watching.join()

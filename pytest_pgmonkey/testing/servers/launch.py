@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..databases.recipe import recipe_of
 from ..databases.schema import resolve_steps
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from ..databases.recipe import Recipe
     from ..options import Options
     from .embedded.binaries import Binaries
-    from .server import Server
-    from .worker import Worker
+    from .server import Server, Worker
 
 __all__ = ["Choice", "choose", "launch", "start_server"]
 
-# --- the choice ---
+DEFAULT_IMAGE: Final = "postgres:18"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ def choose(options: Options) -> Choice:
     if options.config is not None:
         return Choice("config", given["config"], name=str(options.config))
     if options.source == "container" or (options.source == "auto" and options.image is not None):
-        return _container(options, given["source" if options.source == "container" else "image"])
+        why = given["source" if options.source == "container" else "image"]
+        return Choice("container", why, name=options.image or DEFAULT_IMAGE)
     from .embedded.binaries import BinariesNotFoundError, find_binaries
 
     why = given.get("bindir") or given.get("source") or "no config given"
@@ -67,16 +67,7 @@ def choose(options: Options) -> Choice:
                 f"embedded: {missing}\n"
                 f"container: {problem}"
             ) from None
-        return _container(options, "no config given, no server binaries found")
-
-
-def _container(options: Options, why: str) -> Choice:
-    from .container.server import DEFAULT_IMAGE
-
-    return Choice("container", why, name=options.image or DEFAULT_IMAGE)
-
-
-# --- the start ---
+        return Choice("container", "no config given, no server binaries found", name=DEFAULT_IMAGE)
 
 
 def start_server(
@@ -92,8 +83,8 @@ def start_server(
     if choice.binaries is None:
         from .container.server import start_container
 
-        return start_container(options.image, worker)
-    from .embedded.workers import start_embedded
+        return start_container(choice.name, worker)
+    from .embedded.server import start_embedded
 
     return start_embedded(choice.binaries, recipe, worker)
 
@@ -110,7 +101,7 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
     config = load_config(file, **read_with)
     spec = connection_spec(config, "normal", origin=str(file))
     refuse_connection_strings(spec.conninfo_dict, spec.origin)
-    return ConfiguredServer(spec, config, str(file), worker, read_with)
+    return ConfiguredServer(spec, config, worker, read_with)
 
 
 def launch(options: Options, worker: Worker | None, steps: Iterable[Any]) -> Future[Server] | None:

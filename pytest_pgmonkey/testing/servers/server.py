@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from ...errors import PGMonkeyError
@@ -17,13 +21,14 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from ...kept_databases import Kept
     from ..databases.recipe import Recipe
-    from .worker import Worker
 
-__all__ = ["ADMIN", "ROLE", "KeptAddress", "OwnServer", "Server", "ServerStartError", "url_of"]
+__all__ = ["ADMIN", "ROLE", "RUN", "OwnServer", "Server", "ServerStartError", "Worker", "new_run"]
 
 ADMIN: Final = "postgres"
 ROLE: Final = "pgmonkey"
+RUN: Final = "pgmonkey_run"
 # Of a server whose data nobody will miss.
 THROWAWAY: Final = {
     "fsync": "off",
@@ -49,11 +54,15 @@ def arguments(settings: Mapping[str, str]) -> list[str]:
 
 
 class ServerStartError(PGMonkeyError):
-    """A server for tests could not be started; `log` holds the last lines that it wrote."""
+    """A server for tests could not be started; `log` holds the last lines that it wrote.
 
-    def __init__(self, problem: str, *, log: str = "") -> None:
+    `taken` tells that another worker of the run is about to start it.
+    """
+
+    def __init__(self, problem: str, *, log: str = "", taken: bool = False) -> None:
         self.problem = problem
         self.log = log
+        self.taken = taken
         super().__init__(problem, log)
 
     def __str__(self) -> str:
@@ -61,23 +70,27 @@ class ServerStartError(PGMonkeyError):
 
 
 @dataclass(frozen=True)
-class KeptAddress:
-    """How a kept database is reached after its run: by people, and by `pgmonkey kept`."""
+class Worker:
+    """One worker of a run."""
 
-    dsn: str
-    psql: str
-    place: dict[str, Any]
-    note: str = ""
+    name: str
+    run: str
+    controller: int
 
-    @classmethod
-    def of(cls, conninfo: dict[str, str], place: dict[str, Any], note: str = "") -> KeptAddress:
-        """Make the address of a database that libpq's keywords lead to."""
-        from shlex import quote
 
-        from psycopg.conninfo import make_conninfo
+def new_run() -> dict[str, str | int]:
+    """Give what the controller of a run tells its workers under the key RUN."""
+    return {"name": secrets.token_hex(8), "controller": os.getpid()}
 
-        dsn = make_conninfo(**conninfo)
-        return cls(dsn, f"psql {quote(dsn)}", place, note)
+
+def worker_of(workerinput: dict[str, Any] | None) -> Worker | None:
+    """Give the worker that this process is, `None` where it has a server of its own."""
+    told = (workerinput or {}).get(RUN)
+    if workerinput is None or told is None or os.name == "nt":
+        return None
+    if os.getppid() != told["controller"]:
+        return None  # A worker that is no child of the controller may be on another machine.
+    return Worker(workerinput["workerid"], told["name"], told["controller"])
 
 
 class Server(ABC):
@@ -126,12 +139,15 @@ class Server(ABC):
         """
 
     @abstractmethod
-    def address_after_run(self, name: str) -> KeptAddress:
-        """Tell how a kept database is reached, with no password; raises KeptError."""
+    def kept_as(self, name: str, test: str) -> Kept:
+        """Describe a test's database as it is kept under this name; raises KeptError."""
 
     @abstractmethod
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.description}>"
 
     @abstractmethod
     def _admin(self) -> AbstractContextManager[Connection[Any]]:
@@ -157,6 +173,19 @@ class Server(ABC):
 
         with self._admin() as conn:
             rename(conn, name, new_name)
+
+    def _kept(
+        self, name: str, test: str, conninfo: dict[str, str], place: dict[str, Any], **more: str
+    ) -> Kept:
+        """Describe a kept database to which libpq's keywords lead, with no password."""
+        from psycopg.conninfo import make_conninfo
+
+        from ...kept_databases import Kept
+
+        dsn = make_conninfo(**conninfo)
+        made = datetime.now(timezone.utc).isoformat()
+        facts: dict[str, Any] = {"psql": f"psql {quote(dsn)}", "place": place, **more}
+        return Kept(name=name, test=test, made=made, source=self.source, dsn=dsn, **facts)
 
     def _load_template(
         self, conn: Connection[Any], partial: str, name: str, load: Callable[[str], None]
@@ -277,22 +306,3 @@ class OwnServer(Server):
         from ..databases.commands import connect
 
         return connect(self.admin_conninfo())
-
-
-def url_of(conninfo: dict[str, str]) -> str:
-    """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
-    from urllib.parse import quote, urlencode
-
-    rest = {key: value for key, value in conninfo.items() if value}
-    user, password, dbname = (
-        quote(rest.pop(k, ""), safe="") for k in ("user", "password", "dbname")
-    )
-    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
-    address, host = "", rest.get("host", "")
-    # A socket's directory cannot stand where a host name does, nor can several hosts.
-    if host and not host.startswith("/") and "," not in host:
-        del rest["host"]
-        port = rest.pop("port", "")
-        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
-    return f"postgresql://{login}{address}/{dbname}{query}"

@@ -55,16 +55,10 @@ class Guardian(guardian.Guardian):
 
 def drop(container: str, name: str) -> None:
     """Drop a database in a container where others are still kept, as well as it goes."""
-    from testcontainers.core.docker_client import DockerClient
-
     statement = f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
-    with contextlib.suppress(Exception):  # it goes with the container
-        client = DockerClient().client
-        try:
-            found = client.containers.get(container)
-            found.exec_run(["psql", "-U", SUPERUSER, "-c", statement])
-        finally:
-            client.close()
+    with contextlib.suppress(Exception), _connect() as client:  # it goes with the container
+        found = client.containers.get(container)
+        found.exec_run(["psql", "-U", SUPERUSER, "-c", statement])
 
 
 def remove_for_long(attempt: str, *, made: bool) -> None:
@@ -72,20 +66,17 @@ def remove_for_long(attempt: str, *, made: bool) -> None:
     deadline = time.monotonic() + REMOVE_LIMIT
     late = time.monotonic() + (0 if made else LATE_LIMIT)
     while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):  # an engine that restarts: there is no one to tell
-            if _connect_and_remove(attempt) or time.monotonic() > late:
+        # There is no one to tell that an engine restarts.
+        with contextlib.suppress(Exception), _connect() as client:
+            if remove(client.api, attempt) or time.monotonic() > late:
                 return
         time.sleep(REMOVE_POLL)
 
 
-def _connect_and_remove(attempt: str) -> bool:
+def _connect() -> contextlib.closing[Any]:
     from testcontainers.core.docker_client import DockerClient
 
-    client = DockerClient().client
-    try:
-        return remove(client.api, attempt)
-    finally:
-        client.close()
+    return contextlib.closing(DockerClient().client)
 
 
 def remove(api: Any, attempt: str) -> bool:

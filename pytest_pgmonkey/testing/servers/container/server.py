@@ -13,22 +13,13 @@ import os
 import secrets
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ....kept_databases import names_in
 from ....processes import is_dead, process_name
 from ....secrets import redact_text
 from ..guard import Guard
-from ..server import (
-    ADMIN,
-    ROLE,
-    THROWAWAY,
-    KeptAddress,
-    OwnServer,
-    ServerStartError,
-    arguments,
-)
+from ..server import ADMIN, ROLE, THROWAWAY, OwnServer, ServerStartError, arguments
 from . import guardian
 from .engine import engine_command, engine_errors, find_engine, image_prefix
 
@@ -37,11 +28,11 @@ if TYPE_CHECKING:
     from docker.models.images import Image
     from typing_extensions import LiteralString
 
-    from ..worker import Worker
+    from ....kept_databases import Kept
+    from ..server import Worker
 
-__all__ = ["DEFAULT_IMAGE", "ContainerServer", "start_container"]
+__all__ = ["ContainerServer", "start_container"]
 
-DEFAULT_IMAGE: Final = "postgres:18"
 OWNER: Final = "pytest-pgmonkey.owner"
 GUARDIAN: Final = "pytest-pgmonkey.guardian"
 START_LIMIT: Final = 60.0
@@ -66,10 +57,6 @@ AND pg_catalog.shobj_description(oid, 'pg_authid') = '{_PUBLISHED}'
 SETTINGS: Final = {**THROWAWAY, "dynamic_shared_memory_type": "mmap"}
 
 
-class ContainerTakenError(ServerStartError):
-    """Another worker of the run has made its container already."""
-
-
 class ContainerServer(OwnServer):
     """A server in a container of its own, on data in memory, with passwords that nobody knows.
 
@@ -79,9 +66,9 @@ class ContainerServer(OwnServer):
 
     source = "container"
 
-    def __init__(self, image: str | None = None, worker: Worker | None = None) -> None:
+    def __init__(self, image: str, worker: Worker | None = None) -> None:
         self._client = find_engine()
-        self.image = image_prefix() + (image or DEFAULT_IMAGE)
+        self.image = image_prefix() + image
         super().__init__(worker, self.image)
         self._secret = worker.run if worker else secrets.token_hex(16)
         self.name = f"pgmonkey-{self._derive('name')[:16]}"
@@ -103,9 +90,6 @@ class ContainerServer(OwnServer):
         self._make_role(self._derive(ROLE))
         self._client.client.close()  # its idle connections; it opens new ones when asked again
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} of {self.image}>"
-
     def stop(self) -> None:
         """Remove the container; does nothing in a fork, a second time, or if others share it."""
         guard, self._guard = self._guard, None
@@ -121,7 +105,7 @@ class ContainerServer(OwnServer):
         finally:
             self._client.client.close()
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         """Tell how a database is reached: people know none of the passwords."""
         with engine_errors(f"The container {self.name} of this run cannot be had"):
             labels = self._client.client.containers.get(self.name).labels
@@ -131,8 +115,11 @@ class ContainerServer(OwnServer):
         run = f"{engine_command()} exec"
         place = {key: conninfo[key] for key in ("host", "port")}
         place.update(container=self.name, guardian=labels.get(GUARDIAN, ""))
-        return replace(
-            KeptAddress.of(conninfo, place),
+        return self._kept(
+            name,
+            test,
+            conninfo,
+            place,
             psql=f"{run} -it {self.name} psql -U {ROLE} -d {name}",
             note=f"{ADMIN}'s password: {run} {self.name} sh -c 'echo $POSTGRES_PASSWORD'",
         )
@@ -210,7 +197,8 @@ class ContainerServer(OwnServer):
         except APIError as error:
             self._undecided = False
             if self._worker is not None and error.status_code == _CONFLICT:
-                raise ContainerTakenError(f"The container {self.name} is there already.") from None
+                text = f"The container {self.name} is there already."
+                raise ServerStartError(text, taken=True) from None
             raise
         self._undecided = False
         return container
@@ -340,12 +328,14 @@ class ContainerServer(OwnServer):
                 guardian.remove_container(api, found["Id"])
 
 
-def start_container(image: str | None, worker: Worker | None) -> ContainerServer:
+def start_container(image: str, worker: Worker | None) -> ContainerServer:
     """Start a container; that of a worker's run, or wait for another worker that does."""
     while True:
         try:
             return ContainerServer.start(image, worker)
-        except ContainerTakenError:
+        except ServerStartError as error:
+            if not error.taken:
+                raise
             server = ContainerServer(image, worker)
             if server.join():
                 return server

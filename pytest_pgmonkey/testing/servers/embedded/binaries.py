@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Binaries", "BinariesNotFoundError", "find_all", "find_binaries"]
 
@@ -36,16 +36,10 @@ ADVICE = (
 
 
 class BinariesNotFoundError(PGMonkeyError):
-    """No PostgreSQL server binaries; `tried` lists the places that were looked at."""
-
-    def __init__(self, problem: str, tried: Iterable[str] = ()) -> None:
-        self.problem = problem
-        self.tried = list(tried)
-        super().__init__(problem, self.tried)
+    """No PostgreSQL server binaries; says where they were looked for, and how to get them."""
 
     def __str__(self) -> str:
-        looked = f" Looked at: {'; '.join(self.tried)}." if self.tried else ""
-        return f"{self.problem}{looked} {ADVICE}"
+        return f"{super().__str__()} {ADVICE}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,7 @@ class Binaries:
 
     `origin` says where it comes from. Of `root` the paths `parts` have to stay together for the
     programs to work elsewhere. With an `archive`, the directory exists once that is unpacked.
+    `uid` is the user that runs the programs, where it is another.
     """
 
     bindir: Path
@@ -61,20 +56,31 @@ class Binaries:
     root: Path
     parts: tuple[str, ...]
     archive: Path | None = None
-    known_version: str | None = None
+    uid: int | None = None
 
     def program(self, name: str) -> Path:
         return self.bindir / f"{name}{EXECUTABLE}"
 
     @cached_property
     def version(self) -> str:
-        """The server's version, such as `18.6`, as its program tells it."""
-        return self.known_version or self.ask_version()
+        """The server's version, such as `18.6`, as its program tells it; raises PGMonkeyError."""
+        program = self.program("postgres")
+        command = [str(program), "--version"]
+        try:
+            output = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=os.sep, **run_as(self.uid)
+            )
+        except OSError as error:
+            raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
+        found = re.search(r"\(PostgreSQL\) (\d[\w.]*)", output.stdout)
+        if found is None:
+            told = output.stderr.strip() or f"exit code {output.returncode}"
+            raise PGMonkeyError(f"{program} of {self.origin} does not run: {told}.")
+        return found[1]
 
     @property
     def major(self) -> int:
-        found = re.match(r"\d+", self.version)
-        return int(found[0]) if found else 0
+        return int(re.split(r"\D", self.version)[0])
 
     def control_files(self, extension: str = "*") -> Iterator[Path]:
         """Find the control files of an extension, or of all that the installation has."""
@@ -93,22 +99,6 @@ class Binaries:
             lines.append(f"{file.stem} {found[0] if found else ''}")
         return lines
 
-    def ask_version(self, uid: int | None = None) -> str:
-        """Run `postgres --version`, where `uid` is given as that user."""
-        program = self.program("postgres")
-        command = [str(program), "--version"]
-        try:
-            output = subprocess.run(
-                command, capture_output=True, text=True, check=False, cwd=os.sep, **run_as(uid)
-            )
-        except OSError as error:
-            raise PGMonkeyError(f"{program} cannot be run: {error.strerror}.") from None
-        found = re.search(r"\(PostgreSQL\) (\d[\w.]*)", output.stdout)
-        if found is None:
-            told = output.stderr.strip() or f"exit code {output.returncode}"
-            raise PGMonkeyError(f"{program} of {self.origin} does not run: {told}.")
-        return found[1]
-
 
 def run_as(uid: int | None) -> dict[str, Any]:
     """Give the arguments with which `subprocess` runs a program as `uid`."""
@@ -125,9 +115,8 @@ def find_binaries(bindir: Path | None = None) -> Binaries:
         )
     for binaries in find_all():
         return binaries
-    raise BinariesNotFoundError(
-        "No PostgreSQL server binaries were found.", (name for name, _ in PLACES)
-    )
+    places = "; ".join(name for name, _ in PLACES)
+    raise BinariesNotFoundError(f"No PostgreSQL server binaries were found. Looked at: {places}.")
 
 
 def find_all() -> Iterator[Binaries]:

@@ -1,4 +1,4 @@
-"""Where the directories of embedded servers are; imported by runs that may have none."""
+"""The directories of embedded servers, and the process that guards them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ....caches import may_enter
+from ..guard import Guard
 from ..server import ServerStartError
+from . import guardian
 
-__all__ = ["ON_WINDOWS", "choose_directories", "homes"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ON_WINDOWS", "GuardedProcess", "choose_directories", "homes", "read_log"]
 
 ON_WINDOWS: Final = os.name == "nt"
 SOCKET_LIMIT: Final = 103 if sys.platform == "darwin" else 107
 ROOM: Final = 512 * 1024 * 1024
+LOG_LINES: Final = 15
 
 
 def choose_directories(uid: int | None, name: str = "") -> list[Path]:
@@ -26,7 +32,11 @@ def choose_directories(uid: int | None, name: str = "") -> list[Path]:
     They are one directory, unless the home's path is too long for a Unix socket.
     """
     name = f"pgmonkey-{name or secrets.token_hex(4)}"
-    bases = [base for base in _bases() if _is_usable(base, uid)]
+    bases = [
+        base
+        for base in _bases()
+        if base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
+    ]
     roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
     short = [base / name for base in bases if _fits_socket(base / name)]
     if not roomy or not short:
@@ -49,9 +59,53 @@ def _bases() -> list[Path]:
     return [Path(tempfile.gettempdir())] if ON_WINDOWS else list(map(Path, dict.fromkeys(names)))
 
 
-def _is_usable(base: Path, uid: int | None) -> bool:
-    return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
-
-
 def _fits_socket(directory: Path) -> bool:
     return ON_WINDOWS or len(os.fsencode(directory / ".s.PGSQL.65535")) <= SOCKET_LIMIT
+
+
+class GuardedProcess(Guard):
+    """The directories and programs of one server; the requests are those of `guardian.Guardian`.
+
+    The first directory is the home: it holds the data directory and the log.
+    """
+
+    guarded = "embedded server"
+
+    def __init__(self, directories: Sequence[Path], uid: int | None) -> None:
+        self.directories: list[Path] = []
+        self.home = directories[0]
+        self.data = self.home / guardian.DATA
+        super().__init__(guardian, -1 if uid is None else uid, *directories)
+        try:
+            self.ask("make")
+        except BaseException:
+            self.end()  # what was there before the guardian is not ours to remove
+            raise
+        self.directories += directories
+
+    def log(self) -> str:
+        return read_log(self.home)
+
+    def end(self) -> bool:
+        """Stop everything and remove the directories, unless a database is kept in them."""
+        if guardian.has_kept(str(self.home)):
+            self.leave()
+        if not super().end():
+            return False
+        for path in self.directories:
+            if path.exists():  # the guardian itself was killed
+                guardian.end_orphan(str(self.data))
+                guardian.remove_tree(str(path))
+        return True
+
+    def at_exit(self) -> None:
+        self.end()
+
+
+def read_log(home: Path) -> str:
+    """Give the last lines of the log in a server's home."""
+    try:
+        text = (home / guardian.LOG).read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-LOG_LINES:])

@@ -40,7 +40,6 @@ class Guardian(guardian.Guardian):
         self.directories: list[str] = []
         self._missing = [home, *others]
         self.child: subprocess.Popen[bytes] | None = None
-        self._handed_over = self.uid < 0
         os.umask(0o077)
 
     def do_make(self) -> None:
@@ -59,7 +58,9 @@ class Guardian(guardian.Guardian):
 
     def do_unpack(self, file: str) -> bool:
         """Make the data directory from one that was packed; tell whether it is whole."""
-        self._take_back()
+        if self.uid >= 0:
+            # No other user can put a link in root's way then.
+            os.chown(self.home, os.geteuid(), os.getegid())
         remove_tree(self.data)
         try:
             unpack(file, self.data, self.uid)
@@ -99,19 +100,6 @@ class Guardian(guardian.Guardian):
         for path in reversed(self.directories):
             remove_tree(path)
 
-    def _hand_over(self) -> None:
-        """Give the directories to the server's user, once root has nothing to write in them."""
-        if not self._handed_over:
-            self._handed_over = True
-            for path in self.directories:
-                os.chown(path, self.uid, self.uid)
-
-    def _take_back(self) -> None:
-        """Let root write where no other user can put a link in its way."""
-        if self.uid >= 0 and self._handed_over:
-            self._handed_over = False
-            os.chown(self.home, os.geteuid(), os.getegid())
-
     def _spawn(self, argv: tuple[str, ...]) -> subprocess.Popen[bytes]:
         user: dict[str, Any] = {}
         if self.uid >= 0:
@@ -119,7 +107,9 @@ class Guardian(guardian.Guardian):
         with self._lock, open(f"{self.home}/{LOG}", "ab") as log:
             if self._ended:
                 raise OSError("the server is being removed")
-            self._hand_over()
+            if self.uid >= 0:  # root has nothing to write in them now
+                for path in self.directories:
+                    os.chown(path, self.uid, self.uid)
             self.child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -141,18 +131,13 @@ class Guardian(guardian.Guardian):
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL)
         if child.poll() is None:
-            _kill_group(child)
+            with contextlib.suppress(OSError):
+                if os.name == "nt":
+                    child.kill()
+                else:  # with what it has started: initdb runs servers of its own
+                    os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         remove_segment(self.data)  # it is there where the server was killed, by whomever
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a program that does not end, and what it started: initdb runs servers of its own."""
-    with contextlib.suppress(OSError):
-        if os.name == "nt":
-            child.kill()
-        else:
-            os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 # --- directories ---
@@ -200,24 +185,13 @@ def unpack(file: str, target: str, uid: int = -1) -> None:
                 os.chown(path, uid, uid)
 
 
-def note_kept(home: str, file: str) -> None:
-    """Note that a database is kept on the server of a home as long as a file is there."""
-    with open(f"{home}/{KEPT}{file.rpartition('/')[2]}", "x", encoding="utf-8") as mark:
-        mark.write(file)
-
-
 def has_kept(home: str) -> bool:
     """Tell whether a database is kept on the server of a home, which outlives its run then."""
     try:
         marks = [entry.path for entry in os.scandir(home) if entry.name.startswith(KEPT)]
-        return any(_names_a_file(mark) for mark in marks)
+        return any(map(os.path.exists, marks))  # of a link: whether its file exists
     except OSError:
         return False
-
-
-def _names_a_file(mark: str) -> bool:
-    with open(mark, encoding="utf-8") as file:
-        return os.path.exists(file.read())
 
 
 # --- servers ---

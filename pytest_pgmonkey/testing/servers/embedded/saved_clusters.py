@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["can_save", "discard", "find", "key_of", "pack", "save"]
+__all__ = ["discard", "file_of", "is_saved", "pack", "save"]
 
 FORMAT: Final = 2
 LIMIT: Final = 6
@@ -27,42 +27,32 @@ _DIRECTORY: Final = "clusters"
 _LOCK_LIMIT: Final = 5.0
 
 
-def key_of(facts: Iterable[object]) -> str:
-    """Give the name under which a data directory is saved that comes of these facts."""
-    text = json.dumps([FORMAT, *facts])
-    return f"cluster-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-
-
-def can_save() -> bool:
-    """Tell whether there is a place to save anything."""
-    return private_cache(_DIRECTORY) is not None
-
-
-def find(key: str) -> Path | None:
-    """Give the file of the data directory that is saved under a name."""
+def file_of(facts: Iterable[object]) -> Path | None:
+    """Give where a data directory is saved that comes of these facts, `None` without a cache."""
     cache = private_cache(_DIRECTORY)
-    if cache is None:
-        return None
+    digest = hashlib.sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()
+    return cache / f"cluster-{digest[:24]}" if cache else None
+
+
+def is_saved(file: Path) -> bool:
+    """Tell whether a data directory was saved; it is used now, and stays longer than others."""
     try:
-        os.utime(cache / key)  # the last use decides which ones are removed
+        os.utime(file)
     except OSError:
-        return None
-    return cache / key
+        return False
+    return True
 
 
-def save(key: str, data: Path) -> threading.Thread | None:
+def save(file: Path, data: Path) -> threading.Thread | None:
     """Save a data directory: it is read now, and written while its server runs already.
 
     Gives the thread that writes it, `None` where it cannot be read.
     """
-    cache = private_cache(_DIRECTORY)
     try:
-        content = pack(str(data)) if cache else []
+        content = pack(str(data))
     except OSError:
-        content = []
-    if cache is None or not content:
         return None
-    writing = threading.Thread(target=_store, args=(cache, key, content), name="pgmonkey-save")
+    writing = threading.Thread(target=_store, args=(file, content), name="pgmonkey-save")
     writing.start()
     return writing
 
@@ -98,16 +88,17 @@ def discard(file: Path) -> None:
         file.unlink()
 
 
-def _store(cache: Path, key: str, content: list[bytes]) -> None:
+def _store(file: Path, content: list[bytes]) -> None:
     """Write a file, all or nothing; where that fails, there is none."""
+    cache = file.parent
     with contextlib.suppress(OSError), locked(cache, _LOCK_LIMIT) as held:
-        if held and not (cache / key).exists():
-            with partial_directory(cache) as partial:
-                file = partial / key
-                file.touch(mode=0o600)
-                with file.open("wb") as writing:
+        if held and not file.exists():
+            with partial_directory(cache) as directory:
+                partial = directory / file.name
+                partial.touch(mode=0o600)
+                with partial.open("wb") as writing:
                     writing.writelines(content)
-                file.rename(cache / key)
-            saved = sorted(cache.glob("cluster-*"), key=lambda file: file.stat().st_mtime)
-            for file in saved[:-LIMIT]:
-                discard(file)
+                partial.rename(file)
+            saved = sorted(cache.glob("cluster-*"), key=lambda one: one.stat().st_mtime)
+            for one in saved[:-LIMIT]:
+                discard(one)

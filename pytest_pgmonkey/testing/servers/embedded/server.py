@@ -6,34 +6,32 @@ import contextlib
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from ....kept_databases import KeptError
-from ..server import (
-    ADMIN,
-    ROLE,
-    THROWAWAY,
-    KeptAddress,
-    OwnServer,
-    ServerStartError,
-    arguments,
-)
+from ..guardian import is_alive
+from ..server import ADMIN, ROLE, THROWAWAY, OwnServer, ServerStartError, arguments
 from . import guardian, saved_clusters
 from .binaries import find_all
-from .directories import ON_WINDOWS, choose_directories
-from .guarded_process import GuardedProcess, read_log
+from .directories import ON_WINDOWS, GuardedProcess, choose_directories, homes, read_log
 from .unprivileged import make_reachable, unprivileged_uid
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from ....kept_databases import Kept
     from ...databases.recipe import Recipe
-    from ..worker import Worker
+    from ..server import Worker
     from .binaries import Binaries
 
-__all__ = ["ROLE", "EmbeddedServer"]
+__all__ = ["ROLE", "EmbeddedServer", "end_run", "start_embedded"]
+
+_POLL: Final = 0.01
+_PATIENCE: Final = 10.0
 
 
 class EmbeddedServer(OwnServer):
@@ -61,26 +59,24 @@ class EmbeddedServer(OwnServer):
 
     def bring_up(self) -> None:
         """Copy a data directory that was saved, or make one, and start its server."""
-        if self._recipe is not None and self._start_saved(self._key(self._recipe)):
+        if self._recipe is not None and self._start_saved(self._saved(self._recipe)):
             return
-        if not self._start_saved(self._key()):
+        saved = self._saved()
+        if not self._start_saved(saved):
             self.make_cluster()
-            if key := self._key():
-                self._saving = saved_clusters.save(key, self.guarded.data)
+            if saved is not None:
+                self._saving = saved_clusters.save(saved, self.guarded.data)
             self.start_postmaster()
         self._make_role(self._password)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.binaries.origin} at {self.socket_directory}>"
 
     def log(self) -> str:
         return read_log(self.home)
 
-    def address_after_run(self, name: str) -> KeptAddress:
+    def kept_as(self, name: str, test: str) -> Kept:
         if self._password is not None:
             raise KeptError("a server that asks for a random password ends with the run")
         conninfo = self.conninfo(name)
-        return KeptAddress.of(conninfo, {key: conninfo[key] for key in ("host", "port")})
+        return self._kept(name, test, conninfo, {key: conninfo[key] for key in ("host", "port")})
 
     def extension_advice(self, name: str, problem: str) -> str:
         if "cannot open shared object file" in problem:
@@ -94,7 +90,7 @@ class EmbeddedServer(OwnServer):
         )
 
     def outlive(self, file: Path) -> None:
-        guardian.note_kept(str(self.home), str(file))
+        (self.home / f"{guardian.KEPT}{file.name}").symlink_to(file)
 
     def stop(self) -> None:
         """Stop the server and remove all that it had; does nothing in a fork or a second time."""
@@ -133,10 +129,10 @@ class EmbeddedServer(OwnServer):
             "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
         }
 
-    def _key(self, recipe: Recipe | None = None) -> str:
-        """Name what a data directory is made from, empty where it must not be saved."""
+    def _saved(self, recipe: Recipe | None = None) -> Path | None:
+        """Give where the data directory is saved, `None` where it must not be or cannot be."""
         if self._password is not None or (recipe is not None and not recipe.lasting):
-            return ""
+            return None
         facts = [
             self.binaries.version,
             self.binaries.program("postgres").stat().st_size,
@@ -146,28 +142,27 @@ class EmbeddedServer(OwnServer):
             facts += [ROLE, recipe.digest]
         if recipe is not None and recipe.extensions:
             facts += self.binaries.extension_versions()
-        return saved_clusters.key_of(facts)
+        return saved_clusters.file_of(facts)
 
-    def _start_saved(self, key: str) -> bool:
+    def _start_saved(self, saved: Path | None) -> bool:
         """Start on a copy of a saved data directory; one that does not start is removed."""
-        found = saved_clusters.find(key) if key else None
-        if found is None:
+        if saved is None or not saved_clusters.is_saved(saved):
             return False
-        if self.guarded.ask("unpack", str(found)):
+        if self.guarded.ask("unpack", str(saved)):
             with contextlib.suppress(ServerStartError):
                 self.start_postmaster()
                 return True
-        saved_clusters.discard(found)
+        saved_clusters.discard(saved)
         return False
 
     def _save_template(self, recipe: Recipe) -> None:
         """Save the data directory, for which the server has to be down for a moment."""
-        if (key := self._key(recipe)) and saved_clusters.can_save():
+        if (saved := self._saved(recipe)) is not None:
             self.guarded.ask("halt", "SIGINT")
             if not (self.guarded.data / "postmaster.pid").exists():  # else it had to be killed
                 if self._saving is not None:
                     self._saving.join()
-                self._saving = saved_clusters.save(key, self.guarded.data)
+                self._saving = saved_clusters.save(saved, self.guarded.data)
             self.start_postmaster()
 
     def _publish_to(self, worker: Worker) -> None:
@@ -234,3 +229,94 @@ def _free_port() -> str:
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return str(probe.getsockname()[1])
+
+
+# --- the server of a run ---
+#
+# Its directory has a name that only the run knows, so that making it decides which worker starts
+# the server; the others wait until it is published. The controller ends it.
+
+
+class _JoinedServer(EmbeddedServer):
+    """The server of a run, in the workers that have not started it."""
+
+    def __init__(
+        self, binaries: Binaries, worker: Worker, home: Path, socket_directory: Path
+    ) -> None:
+        OwnServer.__init__(self, worker, f"({binaries.origin})")
+        self.binaries = binaries
+        self.home = home
+        self.socket_directory = socket_directory
+        self.port = "5432"
+        self._password = None
+        self._alone = False
+
+    def stop(self) -> None:
+        """Leave it to the other workers."""
+
+
+def start_embedded(
+    binaries: Binaries, recipe: Recipe | None, worker: Worker | None
+) -> EmbeddedServer:
+    """Start a server; that of a worker's run, or wait for another worker that does.
+
+    Raises ServerStartError.
+    """
+    if worker is None:
+        return EmbeddedServer.start(binaries, recipe)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        home = next(filter(_guardian_of, homes(worker.run)), None)
+        if home is None:
+            try:
+                return EmbeddedServer.start(binaries, recipe, worker)
+            except ServerStartError as error:
+                if not error.taken or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL)
+        elif published := _await_publication(home):
+            return _JoinedServer(binaries, worker, home, Path(published))
+        else:
+            deadline = time.monotonic() + _PATIENCE
+
+
+def _guardian_of(directory: Path) -> int:
+    """Give the process that guards a home, 0 for a socket's directory, which has no files."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((directory / guardian.PID).read_text("ascii"))
+    return 0
+
+
+def _await_publication(home: Path) -> str:
+    """Wait until a server is published, and give its socket's directory.
+
+    Gives nothing where the home went instead.
+    """
+    while home.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            return (home / guardian.PUBLISHED).read_text("utf-8")
+        pid = _guardian_of(home)
+        if not (pid and is_alive(pid)) and home.is_dir():
+            raise ServerStartError(
+                "The embedded server of this run cannot be had: the process that guards it was"
+                " killed."
+            )
+        time.sleep(_POLL)
+    return ""
+
+
+def end_run(run: str) -> None:
+    """End the server of a run, if one of its workers has started one; leaves nothing behind."""
+    found = homes(run)
+    if any(guardian.has_kept(str(home)) for home in found):
+        return  # A database is kept there: the guardian ends the server when it is removed.
+    for home in found:
+        if pid := _guardian_of(home):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + _PATIENCE
+            while home.is_dir() and is_alive(pid) and time.monotonic() < deadline:
+                time.sleep(_POLL)
+            guardian.end_orphan(str(home / guardian.DATA))
+    for directory in found:
+        guardian.remove_tree(str(directory))

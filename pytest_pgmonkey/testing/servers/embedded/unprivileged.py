@@ -15,7 +15,7 @@ from ....caches import locked, may_enter, partial_directory, readable_cache
 from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from .binaries import Binaries
@@ -55,24 +55,18 @@ def make_reachable(binaries: Binaries, uid: int | None) -> Binaries:
 
 
 def _tried(binaries: Binaries, uid: int) -> Binaries | None:
-    """Give the binaries with their version where `uid` can run and read them."""
-    try:
-        version = binaries.ask_version(uid)
-    except PGMonkeyError:
-        return None
+    """Give the binaries as those that `uid` runs, if it can run and read them."""
+    found = replace(binaries, uid=uid)
+    # A library and the first file that initdb reads, where they lie beside the programs
+    patterns = ("share/postgres.bki", "share/postgresql/postgres.bki", "lib/plpgsql.*")
+    data = [file for pattern in patterns for file in binaries.bindir.parent.glob(pattern)]
     readable = all(
         path.stat().st_mode & stat.S_IROTH and may_enter(path.parent, uid)
-        for path in _data_files(binaries)
+        for path in [*data, binaries.program("initdb")]
     )
-    return replace(binaries, known_version=version) if readable else None
-
-
-def _data_files(binaries: Binaries) -> Iterator[Path]:
-    """Give a library and the first file that initdb reads, where they lie beside the programs."""
-    prefix = binaries.bindir.parent
-    for pattern in ("share/postgres.bki", "share/postgresql/postgres.bki", "lib/plpgsql.*"):
-        yield from prefix.glob(pattern)
-    yield binaries.program("initdb")
+    with contextlib.suppress(PGMonkeyError):
+        return found if found.version and readable else None
+    return None
 
 
 def _unpacked(binaries: Binaries, archive: Path, uid: int | None) -> Binaries:
