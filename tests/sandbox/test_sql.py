@@ -629,24 +629,25 @@ async def show(w: World, **sections: Any) -> None:
 @pytest.mark.parametrize("where", ["file", "statement", "database"])
 def test_timeouts_end_no_test(own: Twins, where: str) -> None:
     """Idle for longer than the application allows, the test's transaction is still there."""
-    settings = {TIMEOUT: "50ms"} if where == "file" else {}
+    settings = {TIMEOUT: "1s"} if where == "file" else {}
     admin, name = own.admins[False], own.sandbox_name
     if where == "database":
-        admin.execute(f"ALTER DATABASE {name} SET {TIMEOUT} = '50ms'")
+        admin.execute(f"ALTER DATABASE {name} SET {TIMEOUT} = '1s'")
     try:
         world = World(own, "normal", real=False)
         with sync_handle(world, settings=settings).connection() as conn:
             if where == "statement":
-                conn.execute(f"SET {TIMEOUT} = '50ms'")
+                conn.execute(f"SET {TIMEOUT} = '1s'")
             conn.execute("INSERT INTO t VALUES (1, 'a')")
-            admin.execute("SELECT pg_sleep(0.2)")
+            admin.execute("SELECT pg_sleep(1.3)")
             assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
-            assert conn.execute(f"SHOW {TIMEOUT}").fetchone() == ("50ms",)
+            assert conn.execute(f"SHOW {TIMEOUT}").fetchone() == ("1s",)
         assert own.sandbox.reset() == []
         with sync_handle(world).connection() as conn:
-            expected = "50ms" if where == "database" else "0"
+            expected = "1s" if where == "database" else "0"
             assert conn.execute(f"SHOW {TIMEOUT}").fetchone() == (expected,)
-            admin.execute("SELECT pg_sleep(0.2)")
+            if where == "database":
+                admin.execute("SELECT pg_sleep(1.3)")
             assert conn.execute("SELECT count(*) FROM t").fetchone() == (0,)
     finally:
         admin.execute(f"ALTER DATABASE {name} RESET {TIMEOUT}")
