@@ -216,19 +216,19 @@ _EXAMPLES = {
 # --- options of several commands ---
 
 
-def _add_flag(parser: argparse._ActionsContainer, name: str, help: str, **more: Any) -> None:  # noqa: A002
-    parser.add_argument(name, action="store_true", help=help, **more)
+def _add_flag(parser: argparse._ActionsContainer, name: str, about: str, **more: Any) -> None:
+    parser.add_argument(name, action="store_true", help=about, **more)
 
 
-def _add_switch(parser: argparse.ArgumentParser, name: str, help: str) -> None:  # noqa: A002
+def _add_switch(parser: argparse.ArgumentParser, name: str, about: str) -> None:
     """Add an option and its `--no-` form; `None` where neither is given."""
-    parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=help)
+    parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=about)
 
 
-def _add_file(parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
+def _add_file(parser: argparse.ArgumentParser, about: str) -> None:
     """Add the option that names the configuration file: it has both names everywhere."""
     parser.add_argument(
-        "--connconfig", "--filepath", dest="path", metavar="FILE", required=True, help=help
+        "--connconfig", "--filepath", dest="path", metavar="FILE", required=True, help=about
     )
 
 

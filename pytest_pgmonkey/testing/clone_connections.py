@@ -56,7 +56,7 @@ def _statements(conn: Any, gen: Any) -> tuple[Statement, ...]:
     if kind is STATEMENT:
         return statements(query_text(sql, conn))
     if kind is DECLARE:
-        return (declaration(query_text(sql, conn), holds=holds(cursor)),)
+        return (declaration(cursor.name, query_text(sql, conn), holds=holds(cursor)),)
     return ()
 
 

@@ -63,6 +63,8 @@ class Statement:
     advisory: bool = False
     """Whether it speaks of advisory locks, which a rollback does not give back."""
 
+    cursor: str = ""
+    """The name of the cursor that it declares, in lower case and without quotes."""
     looks_at_timeouts: bool = False
     """Whether it sets or shows a time-out that ends sessions."""
 
@@ -308,8 +310,14 @@ def _judge(draft: _Draft, text: str) -> Statement:
         sets_config=sets_config,
         temporary=_temporary(words, text) if verb is Verb.DDL else None,
         advisory=advisory,
+        cursor=_cursor(text) if verb is Verb.DECLARE else "",
         looks_at_timeouts=timeouts,
     )
+
+
+def _cursor(text: str) -> str:
+    named = [token for kind, token, _, _ in _tokens(text) if kind in ("word", "quoted")]
+    return named[1].strip('"').lower() if len(named) > 1 else ""
 
 
 def _verb(first: str, words: list[str]) -> Verb:
@@ -392,6 +400,7 @@ def _temporary(words: list[str], text: str) -> tuple[str, str] | None:
     return None
 
 
-def declaration(query: str, *, holds: bool) -> Statement:
+def declaration(name: str, query: str, *, holds: bool) -> Statement:
     """Give what a client sends that opens a server-side cursor for a query."""
-    return Statement(Verb.DECLARE, ("DECLARE", "HOLD") if holds else ("DECLARE",), query)
+    words = ("DECLARE", "HOLD") if holds else ("DECLARE",)
+    return Statement(Verb.DECLARE, words, query, cursor=name.lower())

@@ -431,3 +431,60 @@ def test_late_cancels_end_nothing(own: Twins, handle: Any) -> None:
         assert set(conn.execute("SELECT n FROM t").fetchall()) == kept
     assert kept
     assert next_test_after_reset(own)
+
+
+def test_a_dead_session_is_replaced_whatever_else_is_told(own: Twins, handle: Any) -> None:
+    """A test that has ended badly in another way, too, leaves no dead session to the next one."""
+    own.sandbox.wait_timeout = 60
+    with handle.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (0, 'a')")
+    holder = handle.pool.getconn()
+    holder.execute("INSERT INTO t VALUES (1, 'a')")
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with handle.connection() as conn:
+                conn.execute("INSERT INTO t VALUES (2, 'a')")
+        except psycopg.OperationalError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    backend = own.sandbox.backend
+    until(lambda: backend.turn.waiting == 1)
+    own.admins[False].execute("SELECT pg_terminate_backend(%s)", [backend.backend_pid])
+    until(backend.has_died)
+    (problem,) = own.sandbox.reset()
+    assert "still waiting" in problem
+    thread.join()
+    assert errors
+    assert next_test_is_well(own)
+
+
+@pytest.mark.parametrize("statement", [SLOW, "COPY t FROM STDIN"], ids=["statement", "copy"])
+def test_an_interrupted_scope(own: Twins, statement: str) -> None:
+    """Data of a scope whose making was interrupted is gone; that of the scope around it stays."""
+    around = own.sandbox.open_scope()
+    around.connection.execute("INSERT INTO t VALUES (1, 'a')")
+    scope = own.sandbox.open_scope()
+    scope.connection.execute("INSERT INTO t VALUES (2, 'a')")
+    ringing = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(AlarmError), scope.connection.cursor() as cursor:
+        alarm(0.05)
+        if statement == SLOW:
+            cursor.execute("SELECT pg_sleep(60)")
+        with cursor.copy(statement) as copy:
+            for number in itertools.count(100):
+                copy.write_row((number, "a"))
+    signal.signal(signal.SIGALRM, ringing)
+    scope.close()
+    handle = sync_handle(World(own, "normal", real=False))
+    for _ in range(2):
+        own.sandbox.begin()
+        with handle.connection() as conn:
+            assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
+            conn.execute("INSERT INTO t VALUES (3, 'a')")
+        assert own.sandbox.reset() == []
+    around.close()
+    assert next_test_is_well(own)

@@ -98,7 +98,7 @@ def is_alive(pid: int) -> bool:
     """Tell whether a process runs; one that waits for its parent to notice its end does not."""
     try:
         os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - it starts without pathlib
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False

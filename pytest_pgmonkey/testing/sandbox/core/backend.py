@@ -112,6 +112,8 @@ class Backend:
         self.pgconn.notice_handler = self._on_notice
         self.pgconn.notify_handler = None  # Notifications are never delivered.
         self.forked = False
+        self._posted: bytes | None = None
+        self._backlog: list[bytes] = []
         self.turn = Turn()
         self.members: dict[Any, None] = {}
         self.abandoned: list[SessionUser] = []
@@ -126,7 +128,7 @@ class Backend:
         self._changed = False  # whether there was DDL in the current frame
         self._nested = 0  # savepoints of commits in the current frame
         # What outlives a rollback, to be undone after the test.
-        self.advisory, server_pid = self._look_around()
+        self.advisory, server_pid, self.timeouts = self._look_around()
         self.is_pooled: Final = server_pid != self.backend_pid
         """Whether a pooler stands between, which has sessions of its own."""
         if self.timeouts.differ:
@@ -146,11 +148,12 @@ class Backend:
         self.last_place: Place | None = None
         self.last_statement = ""
         _backends.add(self)
-        self._posted: bytes | None = None
-        self._backlog: list[bytes] = []
 
-    def _look_around(self) -> tuple[bool, int]:
-        """Find whether functions take advisory locks, which no statement shows, and who answers."""
+    def _look_around(self) -> tuple[bool, int, Timeouts]:
+        """Find whether functions take advisory locks, which no statement shows, and who answers.
+
+        Gives the time-outs of a new session as well.
+        """
         (result,) = self.run_blocking(
             b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
             b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
@@ -160,8 +163,8 @@ class Backend:
         )
         values = [result.get_value(0, 2 + i) for i in range(len(NAMES))]
         found = zip(NAMES, values, strict=True)
-        self.timeouts = Timeouts({name: value.decode() for name, value in found if value})
-        return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0)
+        timeouts = Timeouts({name: value.decode() for name, value in found if value})
+        return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0), timeouts
 
     @property
     def dead(self) -> bool:
@@ -288,7 +291,7 @@ class Backend:
 
         Raises TimeoutError where the server does not answer.
         """
-        if getattr(self, "_posted", None) is not None:
+        if self._posted is not None:
             self.root.wait(limited(self.collect(), _OWN_PATIENCE))
         if not command:
             return []

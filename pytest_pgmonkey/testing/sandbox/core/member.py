@@ -246,10 +246,10 @@ class Member:
         self._check_not_streaming()
         return self.transaction.commit()
 
-    def rollback(self) -> Steps:
-        """Roll the virtual transaction back."""
+    def rollback(self) -> None:
+        """Roll the virtual transaction back, without waiting for the answer."""
         self._check_not_streaming()
-        return self.transaction.rollback()
+        self.transaction.rollback()
 
     def _check_not_streaming(self) -> None:
         if self.streaming:

@@ -159,7 +159,8 @@ class OuterTransaction:
 
     def _undo_test(self, backend: Backend, problems: list[str]) -> list[str]:
         if backend.dead:
-            return self._replace(backend) if backend.lost or not problems else []
+            told = self._replace(backend)
+            return told if backend.lost or not problems else []
         if self._in_test:
             for scope in self._scopes:
                 scope.member.interrupt()

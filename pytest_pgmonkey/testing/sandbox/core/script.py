@@ -88,7 +88,7 @@ class Script:
                 yield from passage.passing(part, self._door.operation, self._run(part))
         except BaseException:
             if self._implicit or (alone and not transaction.open):
-                yield from member.rollback()
+                member.rollback()
             raise
         if self._implicit:
             yield from member.commit()
@@ -126,7 +126,7 @@ class Script:
             raise no_block(part)
         yield from self._member.before(part, None)
         results = yield from self._door.run(part.text)
-        yield from transaction.after(part)
+        yield from transaction.park_timeouts(part)
         return results
 
     def _command(self, part: Statement) -> Steps:
@@ -147,7 +147,7 @@ class Script:
         if part.verb is Verb.COMMIT:
             yield from member.commit()
         else:
-            yield from member.rollback()
+            member.rollback()
         if part.chains:
             yield from member.get_ready()
             yield from transaction.begin(modes)

@@ -6,7 +6,6 @@ came through; everything else is decided at once. See docs/isolation.md for the 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -31,7 +30,6 @@ _STATUS: Final = pq.TransactionStatus
 _OPEN_CURSORS: Final = (
     b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE NOT is_holdable AND name <> ''"
 )
-_CURSOR: Final = re.compile(r'\s*DECLARE\s+("[^"]+"|\w+)', re.IGNORECASE)
 # Savepoints of the user's in a transaction that has none of ours would outlive its commit.
 _GUARD: Final = b"SAVEPOINT _pgmonkey_guard"
 _UNGUARD: Final = b"RELEASE _pgmonkey_guard"
@@ -121,8 +119,8 @@ class VirtualTransaction:
                 self.temporary.append(part.temporary)
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
-            if part.holds and (named := _CURSOR.match(part.text)):
-                self.held_cursors.add(named[1].strip('"').lower())
+            if part.holds:
+                self.held_cursors.add(part.cursor)
         elif verb is Verb.SAVEPOINT and part.words[0] == "SAVEPOINT":
             yield from self.guard()
         elif verb is Verb.SET_TRANSACTION:
@@ -136,8 +134,8 @@ class VirtualTransaction:
         if part.sets_config:
             yield from self._before_set_config(part, params)
 
-    def after(self, part: Statement) -> Steps:
-        """Do what must be done after a statement."""
+    def park_timeouts(self, part: Statement) -> Steps:
+        """Let no time-out that a statement has looked at end the session."""
         if part.looks_at_timeouts and self.backend.in_transaction:
             yield from self.backend.run(self.backend.timeouts.park())
 
@@ -284,8 +282,9 @@ class VirtualTransaction:
             self.close()
             return None
         if self.backend.pgconn.transaction_status == _STATUS.INERROR:
-            return (yield from self.rollback())
-        yield from self._keep()
+            self.rollback()
+        else:
+            yield from self._keep()
         return None
 
     def _keep(self) -> Steps:
@@ -336,12 +335,10 @@ class VirtualTransaction:
         self.backend.level = Level.BARE
         self.close()
 
-    def rollback(self) -> Steps:
+    def rollback(self) -> None:
         """Roll the virtual transaction back, without waiting for the answer."""
         if self.open:
             self.post_rollback()
-        return
-        yield
 
     def post_rollback(self) -> None:
         backend = self.backend

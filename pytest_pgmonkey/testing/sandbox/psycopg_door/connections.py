@@ -164,7 +164,7 @@ class _Sandboxed(BaseConnection[Any]):
             if command == b"COMMIT":
                 return (yield from member.commit())
             if command == b"ROLLBACK":
-                return (yield from member.rollback())
+                return member.rollback()
             if command.startswith(b"BEGIN"):
                 return (yield from member.transaction.begin(command))
             member.transaction.pin()

@@ -109,9 +109,8 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
             transaction.note(parts[0])
             return passage.passing(parts[0], gen, shortcut)
     if kind is DECLARE:
-        if holds(obj):
-            transaction.held_cursors.add(obj.name.lower())
-        kind, parts = STATEMENT, (declaration(query_text(sql, conn), holds=holds(obj)),)
+        declared = declaration(obj.name, query_text(sql, conn), holds=holds(obj))
+        kind, parts = STATEMENT, (declared,)
     return _with_ours(member, conn, kind, parts, obj, gen)
 
 
@@ -179,7 +178,8 @@ def _with_ours(
         return (yield from instead)
     else:
         yield from _prepare(member, conn, kind, parts, gen)
-    run = _stream_on(member, _with_after(member, parts, gen))
+    after = _parking(member, parts, gen) if any(p.looks_at_timeouts for p in parts) else gen
+    run = _stream_on(member, after)
     for part in parts:
         run = passage.passing(part, gen, run)
     return (yield from run)
@@ -216,17 +216,11 @@ def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...],
         yield from member.before(part, params)
 
 
-def _with_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
-    """Give an operation with what must be done after its statements, if there is anything."""
-    if not any(part.looks_at_timeouts for part in parts):
-        return gen
-    return _and_after(member, parts, gen)
-
-
-def _and_after(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
+def _parking(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
+    """Run an operation, and let no time-out that it looked at end the session afterwards."""
     result = yield from gen
     for part in parts:
-        yield from member.transaction.after(part)
+        yield from member.transaction.park_timeouts(part)
     return result
 
 
@@ -300,7 +294,7 @@ def _pipelined(
     result = yield from run
     if any(part.looks_at_timeouts for part in parts):
         yield from conn.pause_pipeline()
-        yield from transaction.after(parts[0])
+        yield from transaction.park_timeouts(parts[0])
     if transaction.in_pipeline and member.backend.pgconn.transaction_status != _ACTIVE:
         # Nothing was sent, so that no sync is needed to leave.
         member.leave_pipeline()
