@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 from contextlib import suppress
@@ -35,7 +34,7 @@ def tidied(twins: Twins) -> Iterator[None]:
     """Collect what was interrupted in the middle while nobody is warned of it."""
     yield
     twins.last_error = None
-    gc.collect()
+    twins.settle()
 
 
 INTERRUPTIONS = (KeyboardInterrupt, AlarmError)

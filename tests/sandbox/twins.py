@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 from contextlib import asynccontextmanager, contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,22 @@ class Twins:
         self.sandbox.close()
         for admin in self.admins.values():
             admin.close()
+        self.settle()
         self.loop.close()
+
+    def settle(self) -> None:
+        """End what an interrupted program has left in the loop: tasks, generators to be closed."""
+
+        async def end() -> None:
+            # A generator that was collected has its end in a task, from the loop's next turn on.
+            await asyncio.sleep(0)
+            if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=10)
+
+        gc.collect()
+        self.loop.run_until_complete(end())
 
     # The interceptor's interface
 
