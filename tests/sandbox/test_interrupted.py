@@ -28,12 +28,20 @@ if TYPE_CHECKING:
 
     from .twins import Twins
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::RuntimeWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
 
 @pytest.fixture(autouse=True)
-def tidied(twins: Twins) -> Iterator[None]:
-    """Collect what was interrupted in the middle while nobody is warned of it."""
+def tidied(twins: Twins, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """End what was interrupted in the middle, and collect it while nobody is warned of it."""
     yield
+    # What was logged holds tracebacks, and they hold all the rest.
     twins.last_error = None
+    caplog.get_records("call").clear()
     twins.settle()
 
 
@@ -112,14 +120,8 @@ def judge(twins: Twins) -> None:
 
 
 moments = st.lists(st.floats(0.0002, 0.02), min_size=1, max_size=MOST)
-untidy = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning",
-    "ignore::RuntimeWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
 
 
-@untidy
 @pytest.mark.parametrize("type_", SYNC)
 @profile(INTERRUPTED)
 @given(steps=programs, how=st.sampled_from(["alarm", "interrupt"]), moments=moments)
@@ -131,7 +133,6 @@ def test_interrupted(
     judge(own)
 
 
-@untidy
 @profile(INTERRUPTED)
 @given(steps=programs, moments=moments)
 def test_cancelled_from_outside(
@@ -142,7 +143,6 @@ def test_cancelled_from_outside(
     judge(own)
 
 
-@untidy
 @pytest.mark.parametrize("type_", ["async", "async_pool"])
 @profile(INTERRUPTED)
 @given(steps=programs, turns=st.integers(1, 60))

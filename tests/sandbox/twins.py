@@ -189,18 +189,27 @@ class Twins:
         self.loop.close()
 
     def settle(self) -> None:
-        """End what an interrupted program has left in the loop: tasks, generators to be closed."""
+        """End what interrupted programs have left, and have nothing of them in a later loop."""
 
-        async def end() -> None:
+        async def end() -> bool:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
             # A generator that was collected has its end in a task, from the loop's next turn on.
             await asyncio.sleep(0)
-            if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks, timeout=10)
+            left |= asyncio.all_tasks() - {asyncio.current_task()}
+            if left:
+                await asyncio.wait(left, timeout=10)
+            return bool(left)
 
+        # What one held is garbage only once it has ended.
         gc.collect()
-        self.loop.run_until_complete(end())
+        while self.loop.run_until_complete(end()):
+            gc.collect()
+        # A timer that is not due yet holds its task's context, with the blocks open in it.
+        self.loop.close()
+        self.loop = asyncio.new_event_loop()
+        gc.collect()
 
     # The interceptor's interface
 
