@@ -326,6 +326,7 @@ class DirectSource:
 
     pool = None
     unopened = False
+    is_gone = False
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
@@ -350,6 +351,7 @@ class AsyncDirectSource:
 
     pool = None
     unopened = False
+    is_gone = False
 
     def __init__(self, connector: Connector, ended: Ended | None = None) -> None:  # noqa: ARG002
         self._connector = connector
@@ -454,6 +456,10 @@ class PoolSource:
             self.close()
             raise PoolClosed("the pool was closed while it was being opened")
 
+    @property
+    def is_gone(self) -> bool:
+        return self.pool.closed and not self.unopened
+
     def putconn(self, conn: Connection[Any]) -> None:
         lost = conn.broken
         self.pool.putconn(conn)
@@ -489,13 +495,23 @@ class AsyncPoolSource:
             raise PoolClosed("the pool was closed while it was being opened")
         others = asyncio.all_tasks()
         yield self.pool.open
+        self._is_open(others)
+        # Cancelled before its first step, the keeper would not close anything.
+        yield partial(asyncio.sleep, 0)
+
+    def open_at_once(self) -> None:
+        """Open the pool for one who cannot await: in the running loop, and without a proof."""
+        others = asyncio.all_tasks()
+        with suppress(StopIteration):
+            self.pool.open().send(None)  # It waits for nothing.
+        self._is_open(others)
+
+    def _is_open(self, others: set[asyncio.Task[Any]]) -> None:
         loop = asyncio.get_running_loop()
         self._keeper = loop.create_task(self._keep(), name=f"{self.pool.name}-keeper")
         self._tasks = asyncio.all_tasks() - others
         _kept.add(self)
         self.unopened = False
-        # Cancelled before its first step, the keeper would not close anything.
-        yield partial(asyncio.sleep, 0)
 
     async def _keep(self) -> None:
         """Live as long as the loop, then close the pool.
@@ -513,6 +529,10 @@ class AsyncPoolSource:
         _kept.discard(self)
         if self._ended is not None:
             self._ended(self)
+
+    @property
+    def is_gone(self) -> bool:
+        return self.pool.closed and not self.unopened
 
     async def putconn(self, conn: AsyncConnection[Any]) -> None:
         lost = conn.broken

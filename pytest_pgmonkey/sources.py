@@ -23,6 +23,14 @@ class HandleLike(Protocol):
 class Source(Protocol):
     """Lends connections to a `Handle`; the shape of `psycopg_pool.ConnectionPool`."""
 
+    @property
+    def pool(self) -> Any:
+        """The psycopg_pool pool behind it, `None` where its type has none."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its pool was closed, so that nothing can be borrowed any more."""
+
     def getconn(self, timeout: float | None = None) -> Connection[Any]: ...
     def putconn(self, conn: Connection[Any]) -> None: ...
     def close(self) -> None: ...
@@ -30,6 +38,14 @@ class Source(Protocol):
 
 class AsyncSource(Protocol):
     """Lends connections to an `AsyncHandle`; the shape of `psycopg_pool.AsyncConnectionPool`."""
+
+    @property
+    def pool(self) -> Any:
+        """The psycopg_pool pool behind it, `None` where its type has none."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its pool was closed, so that nothing can be borrowed any more."""
 
     async def getconn(self, timeout: float | None = None) -> AsyncConnection[Any]: ...
     async def putconn(self, conn: AsyncConnection[Any]) -> None: ...

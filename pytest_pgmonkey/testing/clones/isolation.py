@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -38,8 +40,16 @@ class _Lent:
     def close(self) -> None:
         self._twin.disconnect()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._twin.pool, name)
+    @property
+    def is_gone(self) -> bool:
+        return self._twin._gone
+
+    @property
+    def pool(self) -> Any:
+        source = self._twin._source
+        if source is not None and source.unopened:
+            source.open()
+        return self._twin.pool
 
 
 class _AsyncLent:
@@ -60,8 +70,18 @@ class _AsyncLent:
     async def close(self) -> None:
         await self._twin.disconnect()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._twin.pool, name)
+    @property
+    def is_gone(self) -> bool:
+        return self._twin._gone
+
+    @property
+    def pool(self) -> Any:
+        pool: Any = self._twin.pool
+        with suppress(RuntimeError):  # where no loop runs
+            source: Any = self._twin._source_in(asyncio.get_running_loop())
+            if source.unopened:
+                source.open_at_once()
+        return pool
 
 
 class CloneIsolation:

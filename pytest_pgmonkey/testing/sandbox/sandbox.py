@@ -9,7 +9,12 @@ from .core.outer import OuterTransaction
 from .core.places import caller
 from .psycopg_door.connections import AsyncSandboxConnection, SandboxConnection
 from .psycopg_door.internals import Template, check_psycopg
-from .psycopg_door.lending import AsyncSandboxSource, SandboxSource
+from .psycopg_door.lending import (
+    AsyncSandboxPool,
+    AsyncSandboxSource,
+    SandboxPool,
+    SandboxSource,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,18 +40,19 @@ class Sandbox(OuterTransaction):
 
     def source(self, handle: Handle) -> SandboxSource:
         """Give what a sync handle borrows from in the current test."""
-        source: SandboxSource = self._source(handle, SandboxSource)
+        source: SandboxSource = self._source(handle, SandboxSource, SandboxPool)
         return source
 
     def async_source(self, handle: AsyncHandle) -> AsyncSandboxSource:
         """Give what an async handle borrows from in the current test."""
-        source: AsyncSandboxSource = self._source(handle, AsyncSandboxSource)
+        source: AsyncSandboxSource = self._source(handle, AsyncSandboxSource, AsyncSandboxPool)
         return source
 
-    def _source(self, handle: Any, cls: type[Any]) -> Any:
+    def _source(self, handle: Any, direct: type[Any], pool: type[Any]) -> Any:
         source = self._sources.get(handle)
         if source is None:
-            source = self._sources[handle] = cls(self.lend, handle)
+            kind = pool if handle.spec.type.is_pool else direct
+            source = self._sources[handle] = kind(self.lend, handle)
         if not source.is_used:
             source.is_used = True
             self._used.append(source)

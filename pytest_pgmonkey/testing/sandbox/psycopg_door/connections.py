@@ -86,6 +86,7 @@ class _Sandboxed(BaseConnection[Any]):
     _member: Member
     _spec: ConnectionSpec | None = None
     _slots: Any = None  # what is to be freed when it comes back to its source
+    _closed_into: Any = None  # the pool that `close()` has given it back to
 
     def __repr__(self) -> str:
         shown = connection_summary(_VirtualPGconn(self))  # type: ignore[arg-type]
@@ -303,6 +304,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         pool: Any = getattr(self, "_pool", None)
         if pool is not None and pool.close_returns and not self.closed:
             pool.putconn(self)
+            self._closed_into = pool
         else:
             self._member.close(CLOSED)
 
@@ -405,6 +407,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
         pool: Any = getattr(self, "_pool", None)
         if pool is not None and pool.close_returns and not self.closed:
             await pool.putconn(self)
+            self._closed_into = pool
         else:
             self._member.close(CLOSED)
 
