@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
 
 REFUSAL = "*used outside of a test that has a database*"
 
@@ -256,6 +256,77 @@ def test_configure_hooks_are_called(project: pytest.Pytester, run: Callable[...,
         """
     )
     run().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("isolation", ["rollback", "clone"])
+def test_pools_are_psycopg_pools(
+    project: pytest.Pytester, run: Callable[..., Any], isolation: str
+) -> None:
+    """In both isolations a handle's pool is open, psycopg_pool's, and anew after it was closed."""
+    project.makepyfile(
+        """
+        import pytest
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
+        from pytest_pgmonkey import PGConnectionManager
+
+        manager = PGConnectionManager()
+
+        def check(pool):
+            assert isinstance(pool, ConnectionPool) and not pool.closed
+            with pool.connection() as conn:
+                conn.execute("CREATE TABLE made AS SELECT 1")
+            assert pool.get_stats()["pool_max"] >= 1
+            pool.resize(1, 2)
+            assert (pool.min_size, pool.max_size) == (1, 2)
+            pool.check()
+            pool.drain()
+            with pytest.raises(ValueError, match="can't return connection to pool"):
+                pool.putconn(conn)
+            pool.close()
+            assert pool.closed
+
+        def test_own(pgmonkey):
+            check(pgmonkey.pool.pool)
+
+        def test_the_applications(pgmonkey):
+            check(manager.get_database_connection("app.yaml", "pool").pool)
+            pool = manager.get_database_connection("app.yaml", "pool").pool
+            with pool, pool.connection() as conn:
+                conn.execute("SELECT * FROM made")
+
+        async def acheck(pool):
+            assert isinstance(pool, AsyncConnectionPool) and not pool.closed
+            async with pool.connection() as conn:
+                await conn.execute("CREATE TABLE made AS SELECT 1")
+            await pool.resize(1, 2)
+            await pool.check()
+            await pool.drain()
+            with pytest.raises(ValueError, match="can't return connection to pool"):
+                await pool.putconn(conn)
+            await pool.close()
+            assert pool.closed
+
+        @pytest.mark.asyncio
+        async def test_own_async(pgmonkey):
+            await acheck(pgmonkey.async_pool.pool)
+
+        @pytest.mark.asyncio
+        async def test_only_asked_for(pgmonkey):
+            assert not pgmonkey.async_pool.pool.closed
+
+        def test_without_a_loop(pgmonkey):
+            assert pgmonkey.normal.pool is None
+            pgmonkey.async_pool.pool
+
+        @pytest.mark.asyncio
+        async def test_the_applications_async(pgmonkey):
+            await acheck((await manager.get_database_connection("app.yaml", "async_pool")).pool)
+            pool = (await manager.get_database_connection("app.yaml", "async_pool")).pool
+            async with pool, pool.connection() as conn:
+                await conn.execute("SELECT * FROM made")
+        """
+    )
+    run(f"--pgmonkey-isolation={isolation}").assert_outcomes(passed=6)
 
 
 def test_a_suite_that_does_not_use_the_kit_is_left_alone(

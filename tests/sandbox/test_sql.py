@@ -569,6 +569,19 @@ async def test_advice(w: World) -> None:
 
 
 @sandboxed
+async def test_out_of_locks(w: World) -> None:
+    """A test that takes more locks than the server has room for is told why, and goes on."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await execute(conn, "INSERT INTO t VALUES (1, 'a')")
+        with pytest.raises(psycopg.errors.OutOfMemory, match="keeps each lock"):
+            await execute(
+                conn, "SELECT pg_advisory_xact_lock(g) FROM generate_series(1, 9999999) g"
+            )
+        assert await value(conn, "SELECT count(*) FROM t") == 1
+        await execute(conn, "CREATE TABLE enough (n int)")
+
+
+@sandboxed
 async def test_isolation_level_after_the_first(w: World) -> None:
     """A level that the running outer transaction has not is refused with advice."""
     async with w.borrow() as conn:

@@ -40,6 +40,8 @@ THROWAWAY: Final = {
     "max_wal_senders": "0",
     "max_logical_replication_workers": "0",
     "max_connections": "100",
+    # A rolled-back test keeps its locks to its end.
+    "max_locks_per_transaction": "256",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
     "log_checkpoints": "off",

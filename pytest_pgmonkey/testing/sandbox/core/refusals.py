@@ -16,7 +16,15 @@ _CLONE_ADVICE: Final = (
     "The test's transaction, which is rolled back at its end, is in the way: give this test "
     'real transactions with @pytest.mark.pgmonkey(isolation="clone").'
 )
-_ADVISED: Final = frozenset({"25001", "2D000", "55P04"})
+_LOCKS_ADVICE: Final = (
+    "A rolled-back test keeps each lock that it has taken to its end, those of dropped tables too: "
+    'give it real transactions with @pytest.mark.pgmonkey(isolation="clone"), or raise '
+    "max_locks_per_transaction where the server is yours."
+)
+_ADVICE: Final = {
+    **dict.fromkeys(("25001", "2D000", "55P04"), _CLONE_ADVICE),
+    "53200": _LOCKS_ADVICE,
+}
 
 
 class RefusedError(SandboxError, psycopg.NotSupportedError):
@@ -25,8 +33,9 @@ class RefusedError(SandboxError, psycopg.NotSupportedError):
 
 def explain(error: psycopg.Error) -> None:
     """Add a line of advice where the surrounding transaction is what PostgreSQL objects to."""
-    if error.sqlstate in _ADVISED and error.args and _CLONE_ADVICE not in str(error.args[0]):
-        error.args = (f"{error.args[0]}\n{_CLONE_ADVICE}", *error.args[1:])
+    advice = _ADVICE.get(error.sqlstate or "")
+    if advice and error.args and advice not in str(error.args[0]):
+        error.args = (f"{error.args[0]}\n{advice}", *error.args[1:])
 
 
 def no_block(part: Statement) -> psycopg.Error:
