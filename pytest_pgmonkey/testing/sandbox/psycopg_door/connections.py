@@ -25,6 +25,7 @@ from .internals import (
     deliver_warning,
     forget_prepared,
     has_prepared,
+    pool_of,
     register_control,
 )
 from .operations import as_it_is, plan, steps
@@ -301,7 +302,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
                 return
 
     def close(self) -> None:
-        pool: Any = getattr(self, "_pool", None)
+        pool = pool_of(self)
         if pool is not None and pool.close_returns and not self.closed:
             pool.putconn(self)
             self._closed_into = pool
@@ -404,7 +405,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
                 return
 
     async def close(self) -> None:
-        pool: Any = getattr(self, "_pool", None)
+        pool = pool_of(self)
         if pool is not None and pool.close_returns and not self.closed:
             await pool.putconn(self)
             self._closed_into = pool

@@ -320,6 +320,16 @@ class Template:
         return conn
 
 
+def pool_of(conn: Any) -> Any:
+    """Give the pool that a connection was borrowed from and is to go back to, or `None`."""
+    return getattr(conn, "_pool", None)
+
+
+def leave_pool(conn: Any) -> None:
+    """Have a connection belong to no pool any more."""
+    conn._pool = None
+
+
 @cache
 def closed_pgconn() -> PGconn:
     """Give a `PGconn` that was closed, for connections that were."""

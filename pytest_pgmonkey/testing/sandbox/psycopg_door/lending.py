@@ -22,6 +22,7 @@ from ...file_settings import session_settings
 from ..core.member import CLOSED
 from ..core.waiting import Queue
 from .connections import AsyncSandboxConnection, SandboxConnection
+from .internals import leave_pool, pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,7 +230,7 @@ class _LenderPool(_Lender):
 
     def _is_out(self, conn: Any) -> bool:
         """Refuse what was not borrowed here; false where its `close()` has given it back."""
-        pool = getattr(conn, "_pool", None)
+        pool = pool_of(conn)
         if pool is self:
             return True
         if getattr(conn, "_closed_into", None) is self:
@@ -241,7 +242,7 @@ class _LenderPool(_Lender):
         member = conn._member
         if not member.ended and member.status != TransactionStatus.IDLE:
             logger.warning("rolling back returned connection: %s", conn)
-        conn._pool = None
+        leave_pool(conn)
         super()._take_back(conn)
 
     def _reset_steps(self, conn: Any) -> Steps[None]:
