@@ -495,7 +495,7 @@ class AsyncPoolSource:
             raise PoolClosed("the pool was closed while it was being opened")
         others = asyncio.all_tasks()
         yield self.pool.open
-        self._is_open(others)
+        self._keep_open(others)
         # Cancelled before its first step, the keeper would not close anything.
         yield partial(asyncio.sleep, 0)
 
@@ -504,9 +504,9 @@ class AsyncPoolSource:
         others = asyncio.all_tasks()
         with suppress(StopIteration):
             self.pool.open().send(None)  # It waits for nothing.
-        self._is_open(others)
+        self._keep_open(others)
 
-    def _is_open(self, others: set[asyncio.Task[Any]]) -> None:
+    def _keep_open(self, others: set[asyncio.Task[Any]]) -> None:
         loop = asyncio.get_running_loop()
         self._keeper = loop.create_task(self._keep(), name=f"{self.pool.name}-keeper")
         self._tasks = asyncio.all_tasks() - others
