@@ -282,9 +282,17 @@ class Run:
             # A program that would hang: one borrower waits for another in the same thread.
             raise RefusedError from None
         except Exception as error:
+            if self._is_misled(error, held):
+                self.refused_at = self.steps
+                raise RefusedError from None
             self.world.swallow(error)
         self._note_statuses()
         self.steps += 1
+
+    def _is_misled(self, error: Exception, held: Slot | None) -> bool:
+        """Whether psycopg takes the pipeline of another borrower for one of this connection's."""
+        misled = "in pipeline mode" in str(error) and held is not None and not held.pipelines
+        return misled and not self.world.real
 
     async def _do(self, slot: int, step: Coroutine[Any, Any, None]) -> None:
         await step
@@ -434,6 +442,9 @@ class Run:
     async def enter_pipeline(self, held: Slot) -> None:
         if held.streamed:
             return  # libpq is still in single-row mode, and psycopg raises an InternalError
+        if held.pipelines:
+            # psycopg syncs or not, depending on how soon results come in.
+            await self._sync(held)
         context = held.conn.pipeline()
         held.pipelines.append((context, await call(enter(context)())))
         held.blocks.append(context)
