@@ -664,3 +664,19 @@ def test_timeouts_end_no_test(own: Twins, where: str) -> None:
             assert conn.execute("SELECT count(*) FROM t").fetchone() == (0,)
     finally:
         admin.execute(f"ALTER DATABASE {name} RESET {TIMEOUT}")
+
+
+@twin
+async def test_scripts_that_revive_a_transaction(w: World) -> None:
+    """A script in a failed transaction does what it says once it has rolled back to a savepoint."""
+    async with w.borrow() as conn:
+        await w.run(conn, "SELECT 1 / 0")
+        await w.run(conn, "ROLLBACK TO a; SAVEPOINT b; SELECT 1")
+        await w.do(conn.rollback)
+        await w.run(conn, "SAVEPOINT a")
+        await w.run(conn, "SELECT 1 / 0")
+        await w.run(conn, "SELECT 1; ROLLBACK TO a; SELECT 2")
+        await w.run(conn, "ROLLBACK TO a; SET LOCAL work_mem = '3MB'; SAVEPOINT b; SHOW work_mem")
+        await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+        await w.do(conn.commit)
+        await w.run(conn, "SELECT current_setting('work_mem')")

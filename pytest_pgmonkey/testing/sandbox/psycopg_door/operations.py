@@ -189,7 +189,7 @@ def _replacement(
     member: Member, conn: Any, parts: tuple[Statement, ...], obj: Any, gen: Any
 ) -> Steps | None:
     """Give what is to run in place of an operation, if anything."""
-    if _is_script(member, conn, parts):
+    if _is_script(member, conn, parts, gen):
         return _run_script(member, conn, obj, parts, gen)
     if _discards_all(member, conn, parts):
         return passage.passing(parts[0], gen, _discard_all(member, conn, obj))
@@ -232,10 +232,12 @@ def _stream_on(member: Member, gen: Any) -> Steps:
     return result
 
 
-def _is_script(member: Member, conn: Any, parts: tuple[Statement, ...]) -> bool:
+def _is_script(member: Member, conn: Any, parts: tuple[Statement, ...], gen: Any) -> bool:
     """Whether the statements must be run one by one, for what they do to transactions."""
     if any(part.verb in _CONTROL_VERBS for part in parts):
         return True
+    if len(parts) > 1 and member.failed and is_execute(gen):
+        return True  # until one of them is a ROLLBACK TO, nothing can be done before them
     implicit = len(parts) > 1 and conn.autocommit and not member.transaction.open
     return implicit and any(part.verb in _BLOCK_VERBS for part in parts)
 
