@@ -170,6 +170,7 @@ class Slot:
         self.pipelines: list[Any] = []
         self.cursors: list[Any] = []
         self.streamed = False
+        self.left = False
 
 
 class Hands:
@@ -332,14 +333,23 @@ class Run:
     async def _borrow_from(self, slot: int, handle: Any) -> None:
         lease = handle.connection()
         conn = await call(enter(lease)())
-        conn.add_notice_handler(lambda notice: self.world.note(notice.severity, notice.sqlstate))
-        self.slots[slot] = Slot(self.borrowed, lease, conn, handle)
+        held = self.slots[slot] = Slot(self.borrowed, lease, conn, handle)
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            # A block that is left open ends when it is collected, on a real connection only.
+            if not held.left:
+                self.world.note(notice.severity, notice.sqlstate)
+
+        conn.add_notice_handler(note)
 
     async def give_back(self, held: Slot, with_error: bool) -> None:
         for cursor in held.cursors:
             cursor._closed = True  # or it warns that nobody has closed it
         self.slots[self.slots.index(held)] = None
-        await self._exit(held.lease, with_error)
+        try:
+            await self._exit(held.lease, with_error)
+        finally:
+            held.left = True
 
     async def _exit(self, context: Any, with_error: bool) -> None:
         error = Boom() if with_error else None

@@ -343,3 +343,18 @@ async def test_pool_reset_function(w: World) -> None:
     assert await value(conn, "SELECT count(*) FROM t") == 0
     pool._reset = None
     await call(pool.putconn(conn))
+
+
+@sandboxed
+async def test_a_stream_that_is_refused_leaves_the_others_answers(w: World) -> None:
+    """psycopg looks for rows of a `stream()` that was refused; another's ROLLBACK is not its."""
+    notices: list[Any] = []
+    async with w.borrow() as one, block(one.pipeline()):
+        one.add_notice_handler(notices.append)
+        async with w.borrow() as other, block(other.transaction(force_rollback=True)):
+            await execute(other, "INSERT INTO t VALUES (1, 'a')")
+        rows = one.cursor().stream("SELECT 1")
+        with pytest.raises(psycopg.ProgrammingError, match="pipeline mode"):
+            await (anext(rows) if w.type.is_async else call(next(rows)))
+    assert notices == []
+    assert w.twins.last_error is None

@@ -290,6 +290,9 @@ def _pipelined(
                 yield from _prepare(member, conn, kind, parts, gen)
                 yield from _fail_outside(member, conn, parts)
             resume(member)
+    elif member.backend.behind:
+        # What psycopg would fetch now are answers to our own commands.
+        yield from member.backend.collect()
     run = gen
     for part in parts:
         run = passage.passing(part, gen, run)
