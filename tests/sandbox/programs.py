@@ -369,7 +369,13 @@ class Run:
                 break
 
     async def commit(self, held: Slot) -> None:
-        await call(held.conn.commit())
+        try:
+            await call(held.conn.commit())
+        except psycopg.Error:
+            if held.pipelines:
+                # Until it has read the sync as well, psycopg sends no BEGIN.
+                await self._sync(held)
+            raise
 
     async def rollback(self, held: Slot) -> None:
         await call(held.conn.rollback())
