@@ -511,7 +511,8 @@ class Run:
             except psycopg.Error as error:
                 errors.append(error)
             else:
-                break
+                if held.conn.info.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+                    break
         return errors
 
     async def sync(self, held: Slot) -> None:
