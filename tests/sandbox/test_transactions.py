@@ -352,3 +352,19 @@ async def test_reader_then_rollback(w: World) -> None:
             await w.do(outer.commit)
             await w.run(inner, "INSERT INTO t VALUES (3, 'inner')")
         await w.rows(outer)
+
+
+@twin
+async def test_a_block_whose_transaction_sql_has_ended(w: World) -> None:
+    """The end of a `transaction()` that was ended in SQL reaches nothing of what came before."""
+    async with w.borrow() as conn:
+        await w.run(conn, "INSERT INTO t VALUES (1, 'committed')")
+    for end in ("ABORT", "COMMIT"):
+        for force in (True, False):
+            async with w.borrow() as conn:
+                await w.run(conn, "SELECT 1")
+                async with w.noting(), block(conn.transaction(force_rollback=force)):
+                    await w.run(conn, end)
+                w.status(conn)
+            async with w.borrow() as conn:
+                await w.rows(conn)

@@ -14,8 +14,9 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
 
 from ....connecting import setting_overwritten, setting_refused
+from ...lexer import statements
 from ..core.member import CLOSED
-from ..core.refusals import no_notifies, no_two_phase
+from ..core.refusals import no_block, no_notifies, no_two_phase
 from .internals import (
     EXECUTE,
     BaseConnection,
@@ -169,6 +170,9 @@ class _Sandboxed(BaseConnection[Any]):
                 return member.rollback()
             if command.startswith(b"BEGIN"):
                 return (yield from member.transaction.begin(command))
+            if not member.transaction.open:
+                # SQL of the user's has ended it; in the session it would fail in another's.
+                raise no_block(statements(command.decode())[0])
             member.transaction.pin()
             if command.startswith(b"SAVEPOINT"):
                 command = member.transaction.guarding(command)
