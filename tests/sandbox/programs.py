@@ -494,6 +494,8 @@ class Run:
             except psycopg.Error as error:
                 errors.append(error)
         errors += await self._sync(held)
+        if errors and isinstance(errors[0], psycopg.errors.LockNotAvailable):
+            raise errors[0]
         self.world.note(held.conn.info.transaction_status.name)
         # Which operation raises depends on how soon results come in; the first error does not.
         if errors:
