@@ -357,4 +357,3 @@ async def test_a_stream_that_is_refused_leaves_the_others_answers(w: World) -> N
         with pytest.raises(psycopg.ProgrammingError, match="pipeline mode"):
             await (anext(rows) if w.type.is_async else call(next(rows)))
     assert notices == []
-    assert w.twins.last_error is None
