@@ -320,8 +320,8 @@ class Handle(_BaseHandle):
         """The psycopg_pool pool; `None` for the type without one."""
         if not self.spec.type.is_pool:
             return None
-        source: Any = sources.lent_to(self) or self._source or self._forward()
-        return source.pool  # type: ignore[no-any-return]
+        source: Source | Handle = sources.lent_to(self) or self._source or self._forward()
+        return source.pool
 
     def test_connection(self) -> ServerFacts:
         """Ask the server for facts about it; raises where it cannot be reached."""
@@ -473,7 +473,7 @@ class AsyncHandle(_BaseHandle):
             return None
         lent = sources.lent_to_async(self)
         if lent is not None:
-            return lent.pool  # type: ignore[no-any-return]
+            return lent.pool
         if self._is_retired:
             return self._forward().pool  # type: ignore[no-any-return]
         loop = events._get_running_loop()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
     from .config import ConnectionSpec
 
@@ -24,7 +25,7 @@ class Source(Protocol):
     """Lends connections to a `Handle`; the shape of `psycopg_pool.ConnectionPool`."""
 
     @property
-    def pool(self) -> Any:
+    def pool(self) -> ConnectionPool[Any] | None:
         """The psycopg_pool pool behind it, `None` where its type has none."""
 
     @property
@@ -40,7 +41,7 @@ class AsyncSource(Protocol):
     """Lends connections to an `AsyncHandle`; the shape of `psycopg_pool.AsyncConnectionPool`."""
 
     @property
-    def pool(self) -> Any:
+    def pool(self) -> AsyncConnectionPool[Any] | None:
         """The psycopg_pool pool behind it, `None` where its type has none."""
 
     @property

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.parametrize("type_", POOLS)
 
 
+def pool_class(w: World) -> Any:
+    return psycopg_pool.AsyncConnectionPool if w.type.is_async else psycopg_pool.ConnectionPool
+
+
+def callback(w: World, function: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Give a pool's callback as its type wants it."""
+
+    async def awaited(conn: Any) -> None:
+        function(conn)
+
+    return awaited if w.type.is_async else function
+
+
 async def tried(w: World, what: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call, and note what came of it in psycopg_pool's own words."""
     try:
@@ -39,8 +52,7 @@ async def test_methods(w: World) -> None:
     """All methods that need no particular connection, on an open and on a closed pool."""
     handle = await w.handle(pool={"name": "mine", "min_size": 1, "max_size": 2})
     pool = handle.pool
-    kind = psycopg_pool.AsyncConnectionPool if w.type.is_async else psycopg_pool.ConnectionPool
-    w.note(isinstance(pool, kind), handle.pool is pool)
+    w.note(isinstance(pool, pool_class(w)), handle.pool is pool)
     for _ in ("open", "closed"):
         w.note(pool.name, pool.closed, pool.timeout, pool.max_waiting, pool.close_returns)
         w.note({k: v for k, v in pool.get_stats().items() if k in ("pool_min", "pool_max")})
@@ -102,11 +114,8 @@ async def test_check(w: World) -> None:
         if failing:
             raise failing.pop()
 
-    async def acheck(conn: Any) -> None:
-        check(conn)
-
-    function = acheck if w.type.is_async else check
-    pool = (await w.handle(pool={"max_size": 1, "timeout": 0.3, "check": function})).pool
+    options = {"max_size": 1, "timeout": 0.3, "check": callback(w, check)}
+    pool = (await w.handle(pool=options)).pool
     await call(pool.wait(5))
     failing += [psycopg.OperationalError]
     async with block(pool.connection()) as conn:
@@ -129,11 +138,8 @@ async def test_interrupted_check(w: World) -> None:
         if failing:
             raise failing.pop()
 
-    async def acheck(conn: Any) -> None:
-        check(conn)
-
-    function = acheck if w.type.is_async else check
-    pool = (await w.handle(pool={"max_size": 1, "timeout": 0.3, "check": function})).pool
+    options = {"max_size": 1, "timeout": 0.3, "check": callback(w, check)}
+    pool = (await w.handle(pool=options)).pool
     with pytest.raises(KeyboardInterrupt):
         await call(pool.getconn())
     await call(pool.putconn(await call(pool.getconn())))
@@ -142,8 +148,7 @@ async def test_interrupted_check(w: World) -> None:
 @twin
 async def test_psycopg_pools_own_check(w: World) -> None:
     """`check_connection`, the function that psycopg_pool has for it."""
-    kind = psycopg_pool.AsyncConnectionPool if w.type.is_async else psycopg_pool.ConnectionPool
-    handle = await w.handle(pool={"check": kind.check_connection})
+    handle = await w.handle(pool={"check": pool_class(w).check_connection})
     async with block(handle) as conn:
         w.note(conn.autocommit)
         await w.run(conn, "INSERT INTO t VALUES (1, 'a')")

@@ -92,7 +92,7 @@ class _Lender:
     #: The pool that a source is, `None` where its type has none.
     pool: Any = None
     is_used = False
-    is_gone = False
+    closed = False
     _slots: Any = None
 
     def __init__(self, lend: Callable[..., Any], handle: Handle | AsyncHandle) -> None:
@@ -102,6 +102,11 @@ class _Lender:
         self._settings = _cached_settings(handle.spec)
         self._hook = connector.hook
         self._autocommit = connector.autocommit
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was closed in this test."""
+        return self.closed
 
     def _lend(self, cls: type[Any]) -> Any:
         conn = self._lend_connection(
@@ -130,7 +135,6 @@ class _LenderPool(_Lender):
     A connection is made when it is borrowed: none is ever in the pool, to be checked or drained.
     """
 
-    closed = False
     min_size = max_size = 0
     name: str
     timeout: float
@@ -162,11 +166,6 @@ class _LenderPool(_Lender):
         slots.expel()
 
     # The states
-
-    @property
-    def is_gone(self) -> bool:  # type: ignore[override]
-        """Whether it was closed in this test."""
-        return self.closed
 
     def _refuse_reopening(self) -> None:
         if self.closed:
