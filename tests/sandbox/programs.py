@@ -386,13 +386,21 @@ class Run:
         held.blocks.append(context)
 
     async def leave(self, held: Slot, with_error: bool) -> None:
-        if held.blocks:
-            block = held.blocks.pop()
-            try:
-                await self._exit(block, with_error)
-            finally:
-                if held.pipelines and held.pipelines[-1][0] is block:
-                    held.pipelines.pop()
+        if not held.blocks:
+            return
+        errors: list[psycopg.Error] = []
+        block = held.blocks.pop()
+        piped = bool(held.pipelines) and held.pipelines[-1][0] is block
+        if piped:
+            # psycopg leaves libpq in pipeline mode where the end's own sync fails.
+            errors = await self._sync(held)
+        try:
+            await self._exit(block, with_error)
+        finally:
+            if piped:
+                held.pipelines.pop()
+        if errors:
+            raise errors[0]
 
     async def set_autocommit(self, held: Slot, value: bool) -> None:
         await call(held.conn.set_autocommit(value))

@@ -291,6 +291,19 @@ async def test_pipeline_autocommit(w: World) -> None:
         await w.rows(conn)
 
 
+@sandboxed
+async def test_deferred_constraint_in_a_pipeline(w: World) -> None:
+    """It is checked at the end of an autocommit pipeline, fetched from or not."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        for fetches in (False, True):
+            with pytest.raises(psycopg.errors.ForeignKeyViolation):
+                async with block(conn.pipeline()):
+                    cursor = await execute(conn, "INSERT INTO late VALUES (2, 2) RETURNING n")
+                    if fetches:
+                        assert await call(cursor.fetchall()) == [(2,)]
+            assert await value(conn, "SELECT count(*) FROM late") == 0
+
+
 @twin
 async def test_prepared_statements(w: World) -> None:
     """Prepared statements work across commits, rollbacks and dropped tables."""

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, Any]
     Planned = tuple[str, Any, Any, Any]
 
-_ACTIVE: Final = psycopg.pq.TransactionStatus.ACTIVE
 _CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
 _ONLY_IN_BLOCKS: Final = {
     Verb.SET_LOCAL: "SET LOCAL",
@@ -300,9 +299,6 @@ def _pipelined(
     if any(part.looks_at_timeouts for part in parts):
         yield from conn.pause_pipeline()
         yield from transaction.park_timeouts(parts[0])
-    if transaction.in_pipeline and member.backend.pgconn.transaction_status != _ACTIVE:
-        # Nothing was sent, so that no sync is needed to leave.
-        member.leave_pipeline()
     return result
 
 
