@@ -295,13 +295,30 @@ async def test_pipeline_autocommit(w: World) -> None:
 async def test_deferred_constraint_in_a_pipeline(w: World) -> None:
     """It is checked at the end of an autocommit pipeline, fetched from or not."""
     async with w.borrow(**AUTOCOMMIT) as conn:
+
+        async def insert(*, fetches: bool) -> None:
+            async with block(conn.pipeline()):
+                cursor = await execute(conn, "INSERT INTO late VALUES (2, 2) RETURNING n")
+                if fetches:
+                    assert await call(cursor.fetchall()) == [(2,)]
+
         for fetches in (False, True):
             with pytest.raises(psycopg.errors.ForeignKeyViolation):
-                async with block(conn.pipeline()):
-                    cursor = await execute(conn, "INSERT INTO late VALUES (2, 2) RETURNING n")
-                    if fetches:
-                        assert await call(cursor.fetchall()) == [(2,)]
+                await insert(fetches=fetches)
             assert await value(conn, "SELECT count(*) FROM late") == 0
+
+
+@twin
+async def test_failed_pipeline(w: World) -> None:
+    """What fails outside of a transaction block fails the pipeline up to its sync."""
+    async with w.borrow(**AUTOCOMMIT) as conn, block(conn.pipeline()) as pipeline:
+        for query in ("RELEASE a", "RELEASE a", "SELECT 1"):
+            async with w.noting():
+                cursor = await execute(conn, query)
+                w.note(await call(cursor.fetchall()))
+        async with w.noting():
+            await call(pipeline.sync())
+        await w.run(conn, "SELECT 1")
 
 
 @twin

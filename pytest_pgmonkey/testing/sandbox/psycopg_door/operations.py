@@ -308,6 +308,7 @@ def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> St
         _refuse_outside(member, conn, parts)
     except psycopg.Error:
         yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
+        resume(member)  # it stays failed until the sync
         raise
 
 
