@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..config import ConnectionSpec
 
-__all__ = ["in_clone", "in_preparation", "session_settings"]
+__all__ = ["in_clone", "in_preparation", "option_settings", "session_settings"]
 
 _WHERE: Final = frozenset(
     (
@@ -43,13 +43,18 @@ def in_preparation(spec: ConnectionSpec, config: Mapping[str, Any]) -> Connectio
 def session_settings(spec: ConnectionSpec) -> tuple[tuple[str, str], ...]:
     """Give what a file sets in its sessions, by whatever key: no connection of its own is made."""
     conninfo = spec.conninfo_dict
-    settings = [
-        (name.replace("-", "_"), re.sub(r"\\(.)", r"\1", value))
-        for name, value in _OPTION.findall(conninfo.get("options", ""))
-    ]
+    settings = option_settings(conninfo.get("options", ""))
     if "application_name" in conninfo:
         settings.append(("application_name", conninfo["application_name"]))
     return (*settings, *spec.settings)
+
+
+def option_settings(options: str) -> list[tuple[str, str]]:
+    """Give the settings in libpq's `options`."""
+    return [
+        (name.replace("-", "_"), re.sub(r"\\(.)", r"\1", value))
+        for name, value in _OPTION.findall(options)
+    ]
 
 
 def in_clone(spec: ConnectionSpec, conninfo: Mapping[str, str]) -> ConnectionSpec:

@@ -25,7 +25,8 @@ class PGMonkey:
         self._kit = kit
 
     def __repr__(self) -> str:
-        return f"<PGMonkey {redact_text(self.dsn)!r}>"  # pytest shows it with a failure
+        # Pytest shows it with a failure: nothing is started for it.
+        return f"<PGMonkey {redact_text(make_conninfo(**self._kit.isolation.conninfo))!r}>"
 
     @cached_property
     def manager(self) -> PGConnectionManager:
@@ -59,13 +60,13 @@ class PGMonkey:
 
     @property
     def dsn(self) -> str:
-        """What libpq connects with.
+        """What any client connects with, in any process: it joins the test.
 
-        In rollback isolation such a connection is outside of the test's transaction: it does not
-        see what the test wrote, and **it commits for good**. It waits for a lock no longer than
-        `wait-timeout` (its `lock_timeout`). In clone isolation it leads to the test's database.
+        In rollback isolation it works in the test's transaction, in clone isolation in the test's
+        database. Its connections end with the test. From the first use on the kit listens on a
+        Unix socket that this user alone can reach.
         """
-        return make_conninfo(**self._kit.isolation.conninfo)
+        return make_conninfo(**self._kit.gateway.conninfo(ends_with_test=True))
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""

@@ -62,6 +62,12 @@ class Interception:
         """Refuse handles until the next test."""
         self._leading = None
 
+    @property
+    def leading(self) -> Sources | None:
+        """What handles borrow from now, `None` where no test runs."""
+        found: Sources | None = self._leading
+        return found
+
     # Which handles
 
     def adopt(self, manager: PGConnectionManager) -> None:

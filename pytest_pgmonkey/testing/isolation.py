@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import PGMonkeyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from psycopg import Cursor
 
     from ..handles import AsyncHandle, Handle
     from ..sources import AsyncSource, Source
+    from .sandbox.core.outer import OuterTransaction
 
 __all__ = ["Isolation", "KitError", "Sources", "SpoiledError"]
 
@@ -28,6 +31,10 @@ class Sources(Protocol):
 
     def source(self, handle: Handle, /) -> Source | None: ...
     def async_source(self, handle: AsyncHandle, /) -> AsyncSource | None: ...
+
+    @property
+    def leads_to(self) -> OuterTransaction | Mapping[str, str]:
+        """What clients of the gateway join: a transaction, or a database by libpq's keywords."""
 
 
 class Isolation(Sources, Protocol):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from .clones.keeping import Keeping
+    from .gateway.gateway import Gateway
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
@@ -68,6 +69,7 @@ class Kit:
         self._server: Server | None = None
         self._database: Database | None = None
         self._keeping: Keeping | None = None
+        self._gateway: Gateway | None = None
         self._depth = 0
         self._ends = ExitStack()
         self._pid = os.getpid()
@@ -140,10 +142,25 @@ class Kit:
             self._ends.callback(self._keeping.close)
         return database
 
+    @property
+    def gateway(self) -> Gateway:
+        """What any client joins the tests through; it listens from its first use on."""
+        if self._gateway is None:
+            from .gateway.gateway import Gateway
+
+            gateway = self._gateway = Gateway(
+                lambda: self._interception.leading,
+                self._rollback.conninfo,
+                {**self._rollback.conninfo, "dbname": self.server.admin_conninfo()["dbname"]},
+            )
+            self._ends.callback(gateway.close)
+        return self._gateway
+
     # Tests
 
     def share(self) -> AbstractContextManager[Connection[Any]]:
         """Give a connection whose work the tests of a scope see, until the block ends."""
+        self._end_sessions()
         if self._clones_wanted:
             self._clones.make_template()  # while nobody is connected to the database
         return self._rollback.share()
@@ -151,6 +168,7 @@ class Kit:
     def begin(self, isolation: str) -> None:
         """Begin a test; fixtures may do so several times, the first one counts."""
         if not self._depth:
+            self._end_sessions()
             test: Isolation = self._rollback
             if isolation == "clone":
                 self._rollback.check_server()
@@ -170,12 +188,21 @@ class Kit:
         if self._depth:
             return [], []
         self._interception.end_test()
+        self._end_sessions()
         test, self.isolation = self.isolation, self._rollback
         try:
             return test.end()
         except SpoiledError as error:
             self._stop_run(f"pgmonkey: {error}")
             raise
+        finally:
+            if self._gateway is not None:
+                self._gateway.end_clients()
+
+    def _end_sessions(self) -> None:
+        """Have no client of the gateway connected to a database that is copied or dropped next."""
+        if self._gateway is not None:
+            self._gateway.end_sessions()
 
     def see(self, test: str, when: str, *, failed: bool) -> str:
         """Follow the phases of a test whose database may be kept; give what its report tells."""

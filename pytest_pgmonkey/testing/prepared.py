@@ -32,8 +32,9 @@ __all__ = ["Database", "Preparation"]
 class _RealSources:
     """Lead handles to a database of the test server, in real transactions."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._config = config
+    def __init__(self, server: Server, name: str) -> None:
+        self._config = server.config(name)
+        self.leads_to: Final = server.conninfo(name)
 
     def _connector(self, handle: Any) -> Connector:
         return Connector(in_preparation(handle.spec, self._config), handle._connector.hook)
@@ -103,7 +104,7 @@ class Preparation:
             yield
 
     def _leading_to(self, name: str) -> AbstractContextManager[None]:
-        return self._interception.preparing(_RealSources(self.server.config(name)))
+        return self._interception.preparing(_RealSources(self.server, name))
 
     def _create(self) -> None:
         template = self.template()

@@ -14,7 +14,7 @@ from .sandbox.psycopg_door.connections import SandboxConnection
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .sandbox.core.outer import Scope
+    from .sandbox.core.outer import OuterTransaction, Scope
 
 __all__ = ["RollbackIsolation"]
 
@@ -69,6 +69,11 @@ class RollbackIsolation:
             return self._database
         limit = max(1, round(self._wait_timeout * 1000))
         return {**self._database, "options": f"{options} -c lock_timeout={limit}".lstrip()}
+
+    @property
+    def leads_to(self) -> OuterTransaction:
+        """The transaction that clients of the gateway join."""
+        return self._sandbox
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit, in the test's transaction."""

@@ -132,6 +132,11 @@ class CloneIsolation:
         self._lent[handle] = kind(twin)
         return self._lent[handle]
 
+    @property
+    def leads_to(self) -> dict[str, str]:
+        """Where the gateway's clients have sessions of their own."""
+        return self.conninfo
+
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
         """Run one statement in autocommit."""
         __tracebackhide__ = True

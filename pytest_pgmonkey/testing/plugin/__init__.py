@@ -22,6 +22,7 @@ from .fixtures import (
     pgmonkey_class,
     pgmonkey_connection,
     pgmonkey_database,
+    pgmonkey_dsn,
     pgmonkey_manager,
     pgmonkey_module,
     pgmonkey_normal,

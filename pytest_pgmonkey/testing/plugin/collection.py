@@ -23,6 +23,7 @@ _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
 _TEST_FIXTURE: Final = "_pgmonkey_test"
+_JOINING: Final = "pgmonkey_dsn"
 _BEGINNING: Final = (
     "pgmonkey",
     "pgmonkey_connection",
@@ -142,7 +143,7 @@ def _put_first(item: pytest.Item, names: list[str]) -> None:
     beginning = next((name for name in names if name in _BEGINNING), None)
     if beginning is not None:
         names.remove(beginning)
-    elif item.get_closest_marker(_MARKER) is not None:
+    elif item.get_closest_marker(_MARKER) is not None or _JOINING in names:
         beginning = _TEST_FIXTURE
     else:
         return  # It asks for the server or the database only.

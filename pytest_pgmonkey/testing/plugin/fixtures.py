@@ -56,6 +56,14 @@ def _pgmonkey_kit() -> Kit:
     return kit_of(request.config)
 
 
+@pytest.fixture(scope="session")
+def pgmonkey_dsn(_pgmonkey_kit: Kit) -> str:
+    """What any client connects with once for the whole session, to join the tests one by one."""
+    from psycopg.conninfo import make_conninfo
+
+    return make_conninfo(**_pgmonkey_kit.gateway.conninfo(ends_with_test=False))
+
+
 @pytest.fixture(scope="module")
 def pgmonkey_module(_pgmonkey_kit: Kit) -> Iterator[Connection[Any]]:
     """A sync connection for data that a module's tests share, rolled back at the module's end."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGconn, PGresult
 
-    from .places import Place
+    from .places import Origin
 
     Steps = Generator[Any, Any, Any]
 
@@ -145,7 +145,7 @@ class Backend:
         """Cancel requests of ours that were sent, and are not yet known to have arrived."""
         self.unsettled = False
         """Whether one of our own lines was interrupted, so that our notes may be wrong."""
-        self.last_place: Place | None = None
+        self.last_origin: Origin | None = None
         self.last_statement = ""
         _backends.add(self)
 
@@ -250,7 +250,7 @@ class Backend:
         except psycopg.Error:
             # They are such as cannot fail, as long as the outer transaction is there.
             if not self.dead and self.escaped is None:
-                self.note_escape(self.last_place, self.last_statement)
+                self.note_escape(self.last_origin, self.last_statement)
             raise
         if backlog:
             _raise_first((yield from self.repeat(b"; ".join(backlog))))
@@ -471,13 +471,13 @@ class Backend:
         """Find an outer transaction that has ended although a test has worked in it."""
         idle = self.pgconn.transaction_status == _STATUS.IDLE
         if idle and not self.behind and self.is_begun and self.escaped is None:
-            self.note_escape(self.last_place, self.last_statement)
+            self.note_escape(self.last_origin, self.last_statement)
 
-    def note_escape(self, place: Place | None, statement: str) -> None:
+    def note_escape(self, origin: Origin | None, statement: str) -> None:
         """Keep the error that names who ended the outer transaction."""
         self.escaped = EscapeError(
             f"the test's transaction was ended from inside, by or after {statement[:200]!r} on "
-            f"the connection borrowed at {place}; what the test had written may be committed"
+            f"{origin}; what the test had written may be committed"
         )
 
     def note_loss(self) -> None:
@@ -489,8 +489,10 @@ class Backend:
 
     def send_cancel(self) -> None:
         """Ask the server to cancel what runs; the answer goes to whom it belongs."""
+        self.cancels_under_way += 1
         with suppress(psycopg.Error):  # what is wrong with the session shows at its next use
             self.root.cancel_safe(timeout=_PATIENCE)
+        self.cancels_under_way -= 1
 
     def free_turn(self) -> None:
         """Take the turn from whoever was interrupted with it, as far as the test goes."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ...lexer import Statement
     from .backend import Backend
-    from .places import Place
+    from .places import Origin
     from .turns import Turn
 
     Steps = Generator[Any, Any, Any]
@@ -88,7 +88,7 @@ class Member:
     def __init__(
         self,
         backend: Backend,
-        origin: Place,
+        origin: Origin,
         settings: tuple[tuple[str, str], ...] = (),
         timeout: float = 5.0,
     ) -> None:
@@ -127,8 +127,8 @@ class Member:
         return self._client()
 
     @property
-    def place(self) -> str:
-        """Where it was borrowed, as `file:line`."""
+    def name(self) -> str:
+        """What it is in messages: the connection borrowed at a place, or that of a client."""
         return str(self.origin)
 
     @property
@@ -168,6 +168,18 @@ class Member:
     def wait_for_turn(self) -> None:
         """Block until the backend is this member's."""
         self.turn.wait(self, self.timeout)
+
+    def claim_turn(self, drive: Callable[[Steps], Any]) -> None:
+        """Block until the turn is had, also from a holder that has only read.
+
+        `drive` runs what that takes.
+        """
+        self.backend.bury()
+        while True:
+            if self.turn.holder is not self:
+                self.wait_for_turn()
+            if self.turn.displaced is None or drive(self.displace()):
+                return
 
     async def wait_for_turn_async(self) -> None:
         """Wait in the running loop until the backend is this member's."""
@@ -332,15 +344,23 @@ class Member:
 
     # The end of the loan
 
+    def leave(self, because: str) -> None:
+        """Return the loan from a thread of its own, in which the test may end meanwhile."""
+        self.start()  # who ends the test waits until this is no longer busy
+        try:
+            if not self.ended:
+                self.close(because)
+        finally:
+            self.busy = False
+
     def close(self, because: str) -> None:
         """Return the loan: roll back what is open, and let nobody use it again."""
         if self.returned or (self.ended and self.ended != because):
             return  # where the test has ended, its reset closes it
         if self.backend.forked:
             logger.warning(
-                "a forked process cannot close the test's connection borrowed at %s: it is its "
-                "parent's, and stays open",
-                self.place,
+                "a forked process cannot close %s: it is its parent's, and stays open",
+                self.name,
             )
             return
         self.busy = True
@@ -356,7 +376,7 @@ class Member:
         backend, transaction = self.backend, self.transaction
         backend.members.pop(self, None)
         if transaction.current:
-            backend.last_place, backend.last_statement = self.origin, transaction.current
+            backend.last_origin, backend.last_statement = self.origin, transaction.current
         if transaction.open and self.turn.holder is self:
             backend.check_escape()
         self._abort()

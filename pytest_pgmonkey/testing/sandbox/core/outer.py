@@ -17,7 +17,7 @@ from .member import Member
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .places import Place
+    from .places import Origin
 
 logger = logging.getLogger("pytest_pgmonkey")
 
@@ -97,8 +97,8 @@ class OuterTransaction:
 
     # Members
 
-    def join(self, origin: Place, settings: tuple[tuple[str, str], ...] = ()) -> Member:
-        """Give a new member, which was borrowed at a place and has these session settings."""
+    def join(self, origin: Origin, settings: tuple[tuple[str, str], ...] = ()) -> Member:
+        """Give a new member, which comes from there and has these session settings."""
         if self._resetting:
             self._replace(self.backend)
         backend = self.backend
@@ -210,8 +210,7 @@ class OuterTransaction:
         for member in members:
             member.end(_ENDED)
         problems = [
-            f"the connection borrowed at {waiter.place} was still waiting for the test's "
-            "transaction when the test ended"
+            f"{waiter.name} was still waiting for the test's transaction when the test ended"
             for waiter in backend.expel_waiters()
         ]
         holder: Member | None = backend.turn.holder
@@ -219,8 +218,8 @@ class OuterTransaction:
             holder.busy, backend.unsettled = False, True
         elif holder is not None and holder.busy:
             problems.append(
-                f"a statement on the connection borrowed at {holder.place} still ran when the "
-                "test ended; wait for your threads and tasks before the end of a test"
+                f"a statement on {holder.name} still ran when the test ended; wait for your "
+                "threads and tasks before the end of a test"
             )
             if not self._cancel(backend, holder):
                 self._give_up(backend)

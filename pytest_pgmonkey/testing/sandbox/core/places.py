@@ -1,4 +1,4 @@
-"""Where in the user's code a connection was borrowed, for messages."""
+"""Where a connection comes from, for messages: a line of the user's code, or a client."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ _PASSED_OVER: Final = frozenset((_PACKAGE, "contextlib", "psycopg", "psycopg_poo
 
 
 class Place(NamedTuple):
-    """A line of user code."""
+    """The line of user code where a connection was borrowed."""
 
     file: str
     line: int
 
     def __str__(self) -> str:
-        return f"{os.path.relpath(self.file)}:{self.line}"
+        return f"the connection borrowed at {os.path.relpath(self.file)}:{self.line}"
+
+
+class Peer(NamedTuple):
+    """A client in whatever process."""
+
+    application: str
+    pid: int
+
+    def __str__(self) -> str:
+        by = repr(self.application) if self.application else "a client"
+        process = f" (process {self.pid})" if self.pid else ""
+        return f"the connection of {by}{process}"
+
+
+Origin = Place | Peer
 
 
 def caller() -> Place:

@@ -31,11 +31,16 @@ class RefusedError(SandboxError, psycopg.NotSupportedError):
     """A rolled-back test cannot do this; the message says what to do instead."""
 
 
+def advice(sqlstate: str | None) -> str:
+    """Give a line of advice where the surrounding transaction is what PostgreSQL objects to."""
+    return _ADVICE.get(sqlstate or "", "")
+
+
 def explain(error: psycopg.Error) -> None:
-    """Add a line of advice where the surrounding transaction is what PostgreSQL objects to."""
-    advice = _ADVICE.get(error.sqlstate or "")
-    if advice and error.args and advice not in str(error.args[0]):
-        error.args = (f"{error.args[0]}\n{advice}", *error.args[1:])
+    """Add the advice to an error."""
+    line = advice(error.sqlstate)
+    if line and error.args and line not in str(error.args[0]):
+        error.args = (f"{error.args[0]}\n{line}", *error.args[1:])
 
 
 def no_block(part: Statement) -> psycopg.Error:

@@ -15,6 +15,7 @@ import psycopg
 from ... import passage
 from ...lexer import Verb
 from .refusals import no_block
+from .statements import Door
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -42,28 +43,18 @@ _USUAL: Final = frozenset(
 ) | {("START", "TRANSACTION")}
 
 
-class ScriptDoor(Protocol):
+class ScriptDoor(Door, Protocol):
     """Runs a script's statements and takes their results."""
 
     @property
     def operation(self) -> object:
         """What the application called; the passage sees it with each statement."""
 
-    @property
-    def autocommit(self) -> bool:
-        """Whether no transaction begins by itself."""
-
-    def begin_command(self) -> bytes:
-        """Give the BEGIN with the client's own modes."""
-
     def run(self, text: str) -> Steps:
         """Send one statement and keep its results; gives them."""
 
     def tag(self, tag: bytes) -> None:
         """Keep the status tag of a command that was not sent as it is."""
-
-    def warn(self, sqlstate: str, message: str) -> None:
-        """Warn of what the server would warn of."""
 
 
 class Script:
@@ -74,13 +65,13 @@ class Script:
         self._door = door
         self._implicit = False
 
-    def run(self, parts: tuple[Statement, ...]) -> Steps:
-        """Run the statements; the door has their results."""
+    def run(self, parts: tuple[Statement, ...], text: str = "") -> Steps:
+        """Run the statements of a string; the door has their results."""
         member, transaction = self._member, self._member.transaction
         if not self._door.autocommit:
             yield from transaction.begin(self._door.begin_command())
         if len(parts) > 1 or not _is_usual(parts[0]):
-            yield from self._check_syntax(parts)
+            yield from self._check_syntax(text or "; ".join(part.text for part in parts))
         alone = len(parts) == 1
         try:
             for part in parts:
@@ -99,15 +90,19 @@ class Script:
         self._door.tag((yield from self._command(part)))
         return None
 
-    def _check_syntax(self, parts: tuple[Statement, ...]) -> Steps:
+    @staticmethod
+    def shift(error: psycopg.Error) -> int:
+        """Give what must be added to a position that an error names in a checked string."""
+        return -len(_FAILS) if error.diag.statement_position else 0
+
+    def _check_syntax(self, text: str) -> Steps:
         """Let the server parse the whole string, as it does before it runs any of it."""
         transaction, backend = self._member.transaction, self._member.backend
         fallible = backend.in_transaction
         if fallible:
             yield from backend.run(b"SAVEPOINT _pgmonkey_check")
-        text = "; ".join(part.text for part in parts)
         try:
-            yield from backend.run(_FAILS + text.encode())
+            yield from backend.run(_FAILS + text.encode(errors="surrogateescape"))
         except psycopg.Error as error:
             if error.sqlstate in (_UNKNOWN_STATEMENT, _IN_FAILED_TRANSACTION):
                 if fallible:

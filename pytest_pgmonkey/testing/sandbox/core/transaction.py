@@ -12,10 +12,10 @@ import psycopg
 from psycopg import pq
 
 from ...lexer import Statement, Verb
+from ...modes import Modes, transaction_modes
 from ...timeouts import with_shadows
 from .backend import UNDO, Level
 from .handover import read
-from .modes import Modes, transaction_modes
 from .refusals import RefusedError
 from .settings import Session, assignment, config_calls
 
@@ -235,6 +235,11 @@ class VirtualTransaction:
             yield from self._begin_standing(modes)
         self.open = True
         return None
+
+    def adopt_unit(self, command: bytes) -> None:
+        """Begin with what a pipeline has done since its last sync, as the server does."""
+        self.modes = command
+        self.unit, self.open = False, True
 
     def begin_again(self, command: bytes) -> Steps:
         """Send a BEGIN inside a transaction: the server warns, and sets the modes it names."""

@@ -28,8 +28,8 @@ class Holder(Protocol):
         """In a virtual transaction."""
 
     @property
-    def place(self) -> str:
-        """Where it was borrowed, for messages."""
+    def name(self) -> str:
+        """What it is in messages."""
 
 
 class WaitRefusedError(SandboxError, psycopg.OperationalError):
@@ -150,18 +150,18 @@ class Turn(Queue):
         # code outside any task, further up on this thread's stack, waits for the loop to end.
         if not is_async or holder.task is None or holder.task is current_task():
             raise self._refusal(
-                f"the connection borrowed at {member.place} needs the test's transaction, which "
-                f"the connection borrowed at {holder.place} holds with changes that are not "
-                f"committed; waiting here would never end. {_ADVICE}"
+                f"{member.name} needs the test's transaction, which {holder.name} holds with "
+                f"changes that are not committed; waiting here would never end. {_ADVICE}"
             )
 
     def _too_long(self, member: Holder, timeout: float) -> WaitRefusedError:
         holder = self.holder
-        by = holder.place if holder is not None else "another borrower"
+        by = "another"
+        if holder is not None:
+            by = holder.name.replace("the connection", "the one", 1)
         return self._refusal(
-            f"the connection borrowed at {member.place} waited {timeout:g} s for the one "
-            f"borrowed at {by}, whose transaction is open with changes that are not committed. "
-            f"{_ADVICE}"
+            f"{member.name} waited {timeout:g} s for {by}, whose transaction is open with "
+            f"changes that are not committed. {_ADVICE}"
         )
 
     def _refusal(self, message: str) -> WaitRefusedError:

@@ -163,7 +163,7 @@ class _Sandboxed(BaseConnection[Any]):
                     raise psycopg.errors.PipelineAborted("pipeline aborted")
             if command in (b"COMMIT", b"ROLLBACK") and member.status == _IDLE:
                 # Only a `transaction()` block sends them where SQL has already ended it.
-                deliver_warning(self, "25P01", "there is no transaction in progress")
+                self.warn("25P01", "there is no transaction in progress")
             if command == b"COMMIT":
                 return (yield from member.commit())
             if command == b"ROLLBACK":
@@ -193,6 +193,10 @@ class _Sandboxed(BaseConnection[Any]):
     def begin_command(self) -> bytes:
         """Give the BEGIN with the modes that are set on the connection."""
         return self._get_tx_start_command()
+
+    def warn(self, sqlstate: str, message: str) -> None:
+        """Hand out a warning that the server would send."""
+        deliver_warning(self, sqlstate, message)
 
     # What its member asks
 
@@ -272,7 +276,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         if planned is None:
             return super().wait(gen, *args, **kwargs)
         if not member.turn.take(member) or member.turn.displaced is not None:
-            self._wait_for_turn()
+            member.claim_turn(super().wait)
         try:
             return super().wait(steps(member, self, planned), *args, **kwargs)
         except psycopg.Error as error:
@@ -295,15 +299,6 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
             if self._is_idle() or (self._ends_at_once() and self._member.rollback_at_once()):
                 return
             self.wait(self._rollback_gen())
-
-    def _wait_for_turn(self) -> None:
-        member = self._member
-        member.backend.bury()
-        while True:
-            if member.turn.holder is not member:
-                member.wait_for_turn()
-            if member.turn.displaced is None or super().wait(member.displace()):
-                return
 
     def close(self) -> None:
         pool = pool_of(self)

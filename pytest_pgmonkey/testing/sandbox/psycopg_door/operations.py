@@ -6,7 +6,7 @@ turn, `steps` gives the generator to run: psycopg's own, or the same with our co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -14,8 +14,16 @@ from ....errors import SandboxError
 from ... import passage
 from ...lexer import Statement, Verb, declaration, plain_statement, statements
 from ..core.backend import Level
-from ..core.refusals import RefusedError, no_block, no_two_phase
+from ..core.refusals import RefusedError, no_two_phase
 from ..core.script import Script, discard_all
+from ..core.statements import (
+    discards_all,
+    is_script,
+    park,
+    prepare,
+    refuse_outside,
+    speak_of_transactions,
+)
 from .internals import (
     CLOSE,
     CONTROL,
@@ -23,7 +31,6 @@ from .internals import (
     LOCAL,
     STATEMENT,
     check_parameters,
-    deliver_warning,
     holds,
     is_execute,
     is_extended,
@@ -45,14 +52,6 @@ if TYPE_CHECKING:
 
     Steps = Generator[Any, Any, Any]
     Planned = tuple[str, Any, Any, Any]
-
-_CONTROL_VERBS: Final = frozenset({Verb.BEGIN, Verb.COMMIT, Verb.ROLLBACK, Verb.TWO_PHASE})
-_ONLY_IN_BLOCKS: Final = {
-    Verb.SET_LOCAL: "SET LOCAL",
-    Verb.SET_TRANSACTION: "SET TRANSACTION",
-    Verb.SET_CONSTRAINTS: "SET CONSTRAINTS",
-}
-_BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
 
 
 def as_it_is(member: Member, gen: Any) -> Steps | None:
@@ -190,36 +189,29 @@ def _replacement(
     """Give what is to run in place of an operation, if anything."""
     if _is_script(member, conn, parts, gen):
         return _run_script(member, conn, obj, parts, gen)
-    if _discards_all(member, conn, parts):
+    if discards_all(member, parts, autocommit=conn.autocommit):
         return passage.passing(parts[0], gen, _discard_all(member, conn, obj))
     if parts and obj.closed:
         return gen  # type: ignore[no-any-return] # which raises, in front of any BEGIN
-    _refuse_outside(member, conn, parts)
+    refuse_outside(member, parts, autocommit=conn.autocommit)
     return None
 
 
+def _is_script(member: Member, conn: Any, parts: tuple[Statement, ...], gen: Any) -> bool:
+    if len(parts) > 1 and member.failed and not is_execute(gen):
+        return speak_of_transactions(parts)
+    return is_script(member, parts, autocommit=conn.autocommit)
+
+
 def _prepare(member: Member, conn: Any, kind: str, parts: tuple[Statement, ...], gen: Any) -> Steps:
-    """Begin what an operation needs, and run what comes before it."""
-    transaction = member.transaction
-    if not transaction.open and not transaction.unit:
-        if conn.autocommit or kind is not STATEMENT:
-            yield from transaction.begin_unit()
-            if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
-                message = f"{name} can only be used in transaction blocks"
-                deliver_warning(conn, "25P01", message)
-        else:
-            # Our own commands come first, and must not be before the transaction.
-            yield from transaction.begin(conn.begin_command())
     params = parameters(gen) if parts else None
-    for part in parts:
-        yield from member.before(part, params)
+    return prepare(member, parts, params, conn, by_user=kind is STATEMENT)
 
 
 def _parking(member: Member, parts: tuple[Statement, ...], gen: Steps) -> Steps:
     """Run an operation, and let no time-out that it looked at end the session afterwards."""
     result = yield from gen
-    for part in parts:
-        yield from member.transaction.park_timeouts(part)
+    yield from park(member, parts)
     return result
 
 
@@ -229,35 +221,6 @@ def _stream_on(member: Member, gen: Any) -> Steps:
     if member.transaction.unit:
         yield from member.transaction.end_statement()
     return result
-
-
-def _is_script(member: Member, conn: Any, parts: tuple[Statement, ...], gen: Any) -> bool:
-    """Whether the statements must be run one by one, for what they do to transactions."""
-    if any(part.verb in _CONTROL_VERBS for part in parts):
-        return True
-    if len(parts) > 1 and member.failed and is_execute(gen):
-        return True  # until one of them is a ROLLBACK TO, nothing can be done before them
-    implicit = len(parts) > 1 and conn.autocommit and not member.transaction.open
-    return implicit and any(part.verb in _BLOCK_VERBS for part in parts)
-
-
-def _discards_all(member: Member, conn: Any, parts: tuple[Statement, ...]) -> bool:
-    # Inside a transaction PostgreSQL refuses it, here as everywhere.
-    return (
-        len(parts) == 1
-        and parts[0].words == ("DISCARD", "ALL")
-        and conn.autocommit
-        and not member.transaction.open
-    )
-
-
-def _refuse_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> None:
-    """Refuse, as the server would, what needs a transaction block where there is none."""
-    if member.transaction.open or not conn.autocommit or len(parts) != 1:
-        return
-    (part,) = parts
-    if part.verb is Verb.SAVEPOINT or (part.verb is Verb.DECLARE and not part.holds):
-        raise no_block(part)
 
 
 # Pipelines
@@ -273,7 +236,7 @@ def _pipelined(
     if kind is STATEMENT and is_stream(gen):
         raise psycopg.ProgrammingError("stream() cannot be used in pipeline mode")
     if kind is STATEMENT and is_queued(gen) and not obj.closed:
-        if any(part.verb in _CONTROL_VERBS for part in parts):
+        if speak_of_transactions(parts):
             raise _no_control_in_pipelines()
         if any(part.words[0] == "COPY" for part in parts):
             # psycopg sends it, and the session is lost.
@@ -305,7 +268,7 @@ def _pipelined(
 def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> Steps:
     """Let what needs a transaction block fail where there is none, and the pipeline with it."""
     try:
-        _refuse_outside(member, conn, parts)
+        refuse_outside(member, parts, autocommit=conn.autocommit)
     except psycopg.Error:
         yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
         resume(member)  # it stays failed until the sync
@@ -347,7 +310,7 @@ class _CursorScript:
         self.results.append(tagged_result(tag))
 
     def warn(self, sqlstate: str, message: str) -> None:
-        deliver_warning(self._conn, sqlstate, message)
+        self._conn.warn(sqlstate, message)
 
 
 def _run_script(

@@ -1,0 +1,223 @@
+"""One client of the gateway: its socket, and what of it outlives a test."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from ..sandbox.core.places import Peer
+from . import wire
+from .wire import Message, ProtocolViolation
+
+if TYPE_CHECKING:
+    from .client_statements import ClientStatements
+
+_CHUNK: Final = 65536
+_PATIENCE: Final = 30.0  # seconds for a client that takes nothing of what it asked for
+_HANDSHAKE: Final = 10.0  # seconds for its first message
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+class Client:
+    """Reads a client's messages and sends it what it asked for.
+
+    Where it is gone, or takes nothing any more, it is `dead`, and what is sent goes nowhere.
+    """
+
+    def __init__(self, sock: socket.socket, statements: ClientStatements) -> None:
+        self._socket: Final = sock
+        self._data = b""
+        self._at = 0
+        self._put_back: Message | None = None
+        self.out = bytearray()
+        """What is to be sent with the next flush."""
+        self.statements: Final = statements
+        self.parameters: dict[str, str] = {}
+        """What it has said when it connected."""
+        self.settings: tuple[tuple[str, str], ...] = ()
+        """What of it is a setting of its session."""
+        self.kept: dict[str, str] = {}
+        """The session settings that its statements have left, as values."""
+        self.origin = Peer("", 0)
+        self.key = b""
+        self.names_itself = False
+        """Whether it has asked for its application's name."""
+        self.status = ord("I")
+        """The transaction status that it was told last."""
+        self.skips = False
+        """Whether everything up to its next Sync is to be skipped."""
+        self.doomed = False
+        """Whether it is in a transaction that has ended with its test."""
+        self.dead = False
+        self.dismissed = ""
+        """Why it is to be told to go."""
+        self.ends_with_test = False
+        self.sending = False
+
+    def fileno(self) -> int:
+        """Give the socket's number, to wait for it."""
+        return self._socket.fileno()
+
+    # What it sends
+
+    def startup(self) -> bytes:
+        """Give its first message; raises ProtocolViolation, TimeoutError or EOFError."""
+        self._socket.settimeout(_HANDSHAKE)
+        header = self._exactly(4)
+        raw = header + self._exactly(wire.startup_size(header) - 4)
+        self._socket.settimeout(_PATIENCE)
+        return raw
+
+    def _exactly(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
+            data = self._socket.recv(size - len(found))
+            if not data:
+                raise EOFError
+            found += data
+        return found
+
+    def put_back(self, message: Message) -> None:
+        """Let the next `receive()` give this message."""
+        self._put_back = message
+
+    def receive(self) -> Message | None:
+        """Wait for a message and give it; `None` where no other will come."""
+        message = self._put_back
+        if message is not None:
+            self._put_back = None
+            return message
+        try:
+            while (message := self.next_message()) is None:
+                self.wait()
+                if not self.read():
+                    return None
+        except OSError:
+            return None
+        return message
+
+    def taken(self) -> Message | None:
+        """Give a message without waiting for one."""
+        message, self._put_back = self._put_back, None
+        return message or self.next_message()
+
+    def wait(self) -> None:
+        """Wait until something can be read, however long that takes."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.poll()
+
+    def next_message(self) -> Message | None:
+        """Give a message that has been read whole; raises ProtocolViolation."""
+        data, at = self._data, self._at
+        if len(data) - at < 5:
+            return None
+        header = data[at : at + 5]
+        after = at + wire.size_of(header)
+        if len(data) < after:
+            return None
+        self._at = after
+        raw = data if at == 0 and after == len(data) else data[at:after]
+        return Message(data[at], raw)
+
+    def read(self) -> bool:
+        """Read what there is; gives whether the client has not hung up."""
+        data = self._socket.recv(max(_CHUNK, self._missing()))
+        self._data = self._data[self._at :] + data
+        self._at = 0
+        return bool(data)
+
+    def _missing(self) -> int:
+        """Give how much of a long message has not been read; not all of it need ever come."""
+        have = len(self._data) - self._at
+        if have < 5:
+            return 0
+        return min(wire.size_of(self._data[self._at : self._at + 5]) - have, have, 1 << 24)
+
+    def read_waiting(self) -> bool:
+        """Read what can be read without waiting; gives whether the client is still there."""
+        try:
+            return self.read()
+        except OSError:
+            return False
+
+    # What it is sent
+
+    def flush(self) -> None:
+        """Send what is to be sent."""
+        out, self.out = self.out, bytearray()
+        if self.dead or not out:
+            return
+        self.sending = True
+        try:
+            self._socket.sendall(out)
+        except OSError:
+            self.dead = True
+        self.sending = False
+
+    def tell_ready(self, status: int) -> None:
+        """Tell it that it may go on, with the status of its transaction."""
+        self.status = status
+        self.out += wire.READY[status]
+        self.flush()
+
+    def refuse(self, violation: ProtocolViolation) -> None:
+        """End it for what it has sent."""
+        self.out += wire.failure("08P01", str(violation), "FATAL")
+        self.flush()
+
+    # Its end
+
+    def hang_up(self) -> None:
+        """Wake whoever waits for it, from another thread: nothing more comes."""
+        try:
+            self._socket.shutdown(socket.SHUT_RD)
+        except OSError:
+            self.dead = True
+
+    def cut_off(self) -> None:
+        """Wake whoever sends to it, from another thread."""
+        self.dead = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def drop(self) -> None:
+        """Close the socket of a client that is another process's."""
+        self.dead = True
+        self._socket.close()
+
+    def close(self) -> None:
+        """Close the socket; what was sent reaches the client, which may still be sending."""
+        if self.dismissed and not self.dead:
+            self.out += wire.failure("57P01", self.dismissed, "FATAL")
+        self.flush()
+        self._linger()
+        self._socket.close()
+
+    def _linger(self) -> None:
+        """Read what has come, or the socket's end would take what was sent with it."""
+        deadline = time.monotonic() + 0.1
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.setblocking(False)
+            while time.monotonic() < deadline and self._socket.recv(_CHUNK):
+                pass
+        except OSError:
+            return
+
+    def identify(self, process: int) -> None:
+        """Note who it is, for messages."""
+        name = self.parameters.get("application_name", "")
+        self.origin = Peer(name, process)
+
+
+def peer_process(sock: socket.socket) -> int:
+    """Give the process at the other end of a Unix socket, 0 where that cannot be told."""
+    option: Any = getattr(socket, "SO_PEERCRED", None)
+    if option is None or sock.family != socket.AF_UNIX:
+        return 0
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, option, 12)[:4], "little")

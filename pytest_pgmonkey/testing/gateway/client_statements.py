@@ -1,0 +1,72 @@
+"""The statements that a client has prepared, and where each of them is prepared just now.
+
+Sessions on the server come and go beneath a client, or are shared with others. So each is kept as
+the client sent it, and prepared, under a name that nobody else uses, where the client uses it next.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from ..lexer import statements
+
+if TYPE_CHECKING:
+    from ..lexer import Statement
+    from .wire import Parse
+
+_numbers: Final = count(1)
+
+
+class ClientStatement:
+    """One of them; `parts` is more than one statement only where the server will refuse it."""
+
+    __slots__ = ("home", "name", "parse", "parts", "text")
+
+    def __init__(self, parse: Parse) -> None:
+        self.parse: Final = parse
+        self.text: Final = parse.query.decode(errors="surrogateescape")
+        self.parts: Final[tuple[Statement, ...]] = statements(self.text)
+        self.home: object = None
+        """The session that it is prepared in."""
+        self.name = b""
+        """Its name there."""
+
+    def settle(self, home: object) -> bytes:
+        """Give the message that prepares it in a session."""
+        self.home = home
+        if self.parse.name:
+            self.name = b"_pgmonkey_%d" % next(_numbers)
+        return self.parse.renamed(self.name)
+
+
+class ClientStatements:
+    """All of a client's, by the names that it has given them."""
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, ClientStatement] = {}
+
+    def get(self, name: bytes) -> ClientStatement | None:
+        """Give the one of that name."""
+        return self._found.get(name)
+
+    def add(self, statement: ClientStatement) -> None:
+        """Keep one; the unnamed one takes the place of another."""
+        self._found[statement.parse.name] = statement
+
+    def remove(self, name: bytes) -> ClientStatement | None:
+        """Forget one, and give it."""
+        return self._found.pop(name, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._found.clear()
+
+    def prepared_in(self, home: object) -> bool:
+        """Whether a session knows any by name."""
+        return any(each.home is home and each.name for each in self._found.values())
+
+    def unsettle(self) -> None:
+        """Note that no session knows any of them any more."""
+        for statement in self._found.values():
+            statement.home = None

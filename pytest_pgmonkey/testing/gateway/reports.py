@@ -1,0 +1,76 @@
+"""Errors and notices, from psycopg's objects and ours to the wire's messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import pq
+
+from ...errors import SandboxError
+from ..sandbox.core.refusals import RefusedError, advice
+from ..sandbox.core.turns import WaitRefusedError
+from . import wire
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+
+class AnsweredError(Exception):
+    """A statement has failed: the server's own ErrorResponse."""
+
+    def __init__(self, raw: bytes, offset: int = 0) -> None:
+        super().__init__(raw)
+        self.fields = wire.fields_of(raw)
+        self.offset = offset
+
+    @property
+    def sqlstate(self) -> str:
+        """The error's code."""
+        return self.fields.get("C", b"").decode()
+
+
+class ClientError(Exception):
+    """What a client does is refused here, as the server would."""
+
+    def __init__(self, sqlstate: str, text: str) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+
+
+def error_report(error: Exception, *, offset: int = 0, severity: str = "") -> bytes:
+    """Give the ErrorResponse of an error; `offset` is added to where in the string it was."""
+    if isinstance(error, AnsweredError):
+        fields, offset = error.fields, error.offset
+    elif isinstance(error, psycopg.Error) and error.pgresult is not None:
+        fields = _result_fields(error.pgresult)
+    else:
+        return wire.failure(_sqlstate(error), str(error), severity or "ERROR")
+    if offset and "P" in fields:
+        fields = {**fields, "P": b"%d" % max(1, int(fields["P"]) + offset)}
+    if severity:
+        fields = {**fields, **dict.fromkeys("SV", severity.encode())}
+    hint = advice(fields.get("C", b"").decode())
+    if hint:
+        fields = {**fields, "H": b"\n".join(filter(None, [fields.get("H"), hint.encode()]))}
+    return wire.report(b"E", fields)
+
+
+def _sqlstate(error: Exception) -> str:
+    if isinstance(error, WaitRefusedError):
+        return "55P03"
+    if isinstance(error, RefusedError):
+        return "0A000"
+    if isinstance(error, SandboxError):
+        return "57P03"
+    return getattr(error, "sqlstate", None) or "XX000"
+
+
+def notice_report(result: PGresult) -> bytes:
+    """Give the NoticeResponse of a notice that libpq has read."""
+    return wire.report(b"N", _result_fields(result))
+
+
+def _result_fields(result: Any) -> dict[str, bytes]:
+    found = {chr(field): result.error_field(field) for field in pq.DiagnosticField}
+    return {letter: value for letter, value in found.items() if value is not None}
