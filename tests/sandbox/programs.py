@@ -509,8 +509,7 @@ class Run:
         if errors:
             raise errors[0]
 
-    @staticmethod
-    async def _sync(held: Slot) -> list[psycopg.Error]:
+    async def _sync(self, held: Slot) -> list[psycopg.Error]:
         """Sync until psycopg has taken all results: it stops at each error among them."""
         errors: list[psycopg.Error] = []
         for _ in range(10):
@@ -520,9 +519,14 @@ class Run:
                 raise
             except psycopg.Error as error:
                 errors.append(error)
+            except IndexError:
+                break
             else:
                 if held.conn.info.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
-                    break
+                    return errors
+        if self.world.real:
+            # A commit that fails in a sync puts psycopg out of step with the server.
+            raise RefusedError
         return errors
 
     async def sync(self, held: Slot) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import gc
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import psycopg
 from helpers.four_types import block, call
 
 from pytest_pgmonkey import ConnectionType, PGConnectionManager, PGMonkeyError, sources
+from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ CREATE FUNCTION put(number int) RETURNS int LANGUAGE sql AS
     $$ INSERT INTO t VALUES (number, 'put') RETURNING n $$;
 """
 TABLES = ("t", "late", "soon")
+#: The types of which programs run over the gateway as well: there they are psycopg's own.
+JOINING = ("normal", "async")
 
 
 class Boom(Exception):  # noqa: N818 - it stands for any exception of the application's
@@ -67,12 +71,13 @@ def difference(on_server: Outcome, in_sandbox: Outcome) -> str:
 
 
 class World:
-    """One of the two places in which a program runs, for one connection type."""
+    """One of the places in which a program runs, for one connection type."""
 
-    def __init__(self, twins: Twins, type_: str, *, real: bool) -> None:
+    def __init__(self, twins: Twins, type_: str, *, real: bool, joins: bool = False) -> None:
         self.twins = twins
         self.type = ConnectionType(type_)
         self.real = real
+        self.joins = joins  # through the gateway, by real connections
         self.manager = PGConnectionManager()
         self.noted = Outcome()
         self.handles: list[Any] = []
@@ -83,6 +88,7 @@ class World:
         config: dict[str, Any] = dict(self.twins.server.config(self.twins.real_name))
         config["connection_settings"] = {
             **config["connection_settings"],
+            **(self.twins.gateway.conninfo(ends_with_test=False) if self.joins else {}),
             **sections.get("connection", {}),
         }
         if "settings" in sections:
@@ -156,7 +162,7 @@ class World:
         async with self.borrow() as conn:
             for table in TABLES:
                 await self.rows(conn, table)
-        if self.real:
+        if self.real or self.joins:
             for handle in self.handles:
                 await call(handle.disconnect())
 
@@ -181,7 +187,19 @@ class Twins:
         self.admins[True].execute(f"ALTER DATABASE {real_name} SET lock_timeout = '200ms'")
         self.loop = asyncio.new_event_loop()
 
+    @cached_property
+    def gateway(self) -> Gateway:
+        """The other door to the sandbox."""
+        conninfo = self.server.conninfo(self.sandbox_name)
+        return Gateway(lambda: self, conninfo, conninfo)
+
+    @property
+    def leads_to(self) -> Sandbox:
+        return self.sandbox
+
     def close(self) -> None:
+        if "gateway" in self.__dict__:
+            self.gateway.close()
         self.sandbox.close()
         for admin in self.admins.values():
             admin.close()
@@ -246,15 +264,15 @@ class Twins:
             return end.value
         raise AssertionError("a sync program has suspended")
 
-    def run(self, program: Any, type_: str, *, real: bool) -> Outcome:
-        world = World(self, type_, real=real)
+    def run(self, program: Any, type_: str, *, real: bool, joins: bool = False) -> Outcome:
+        world = World(self, type_, real=real, joins=joins)
 
         async def whole() -> None:
             await program(world)
             await world.finish()
 
         try:
-            with self.intercepting(not real):
+            with self.intercepting(not (real or joins)):
                 self.drive(whole(), loop=world.type.is_async)
         finally:
             problems = [] if real else self.sandbox.reset()
@@ -283,6 +301,11 @@ class Twins:
         assert before == after
         if on_server != in_sandbox:
             raise AssertionError(difference(on_server, in_sandbox))
+        if type_ in JOINING:
+            joined = self.run(program, type_, real=False, joins=True)
+            assert before == self.persisted()
+            if on_server != joined:
+                raise AssertionError(difference(on_server, joined))
 
 
 def twin(program: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 65536
 _PATIENCE: Final = 30.0  # seconds for a client that takes nothing of what it asked for
+_STALLS: Final = 0.2  # seconds after which it takes nothing, at the end of a test
+_MOMENT: Final = 0.001
 _HANDSHAKE: Final = 10.0  # seconds for its first message
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -54,7 +56,9 @@ class Client:
         self.dismissed = ""
         """Why it is to be told to go."""
         self.ends_with_test = False
+        """Whether it is sent away with the running test."""
         self.sending = False
+        """Whether it has yet to take what it is sent."""
 
     def fileno(self) -> int:
         """Give the socket's number, to wait for it."""
@@ -178,7 +182,12 @@ class Client:
             self.dead = True
 
     def cut_off(self) -> None:
-        """Wake whoever sends to it, from another thread."""
+        """Wake whoever sends to it in vain, from another thread."""
+        deadline = time.monotonic() + _STALLS
+        while self.sending and time.monotonic() < deadline:
+            time.sleep(_MOMENT)
+        if not self.sending:
+            return
         self.dead = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -37,7 +37,7 @@ from . import wire
 from .channel import Channel
 from .client_statements import ClientStatement
 from .reports import AnsweredError, ClientError, error_report, notice_report
-from .wire import Answers, Bind, Message, Parse
+from .wire import Answers, Bind, Message, Parse, ProtocolViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -61,6 +61,7 @@ _COPY_DATA = ord("d")
 # What a server answers, as far as it is not passed on as it is.
 _PASSED_ON: Final = b"DTtn2IsHWcdV"
 _READY, _PARSED, _COMPLETE, _ERROR, _NOTICE, _STATUS, _COPY_IN, _SUSPENDED = b"Z1CENSGs"
+_COPY_FAILS: Final = wire.message(b"f", b"the client has gone\0")
 _ODD: Final = "surrogateescape"  # of a text that is not in UTF-8
 _STATEMENT: Final = ord("S")
 _FULL: Final = 32768  # bytes for a client that are sent on without waiting for more
@@ -223,14 +224,20 @@ class JoinedSession:
             except psycopg.Error as error:
                 member.explain(error)
                 raise
-            except (SandboxError, ClientError):
+            except (SandboxError, ClientError, ProtocolViolation):
                 raise
             except BaseException:
                 self._backend.unsettled = True
                 raise
             finally:
                 member.after()
-        except (AnsweredError, ClientError, SandboxError, psycopg.Error) as error:
+        except (
+            AnsweredError,
+            ClientError,
+            ProtocolViolation,
+            SandboxError,
+            psycopg.Error,
+        ) as error:
             self._held = b""
             offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
             self._client.out += error_report(error, offset=offset)
@@ -551,8 +558,10 @@ class JoinedSession:
         The last CommandComplete is held back: what a commit says may take its place.
         """
         self._channel.begin()
+        self._backend.past_libpq = True
         self._channel.send(data)
         failed, status = self._answers(extended=data[0] != _QUERY, quiet=quiet)
+        self._backend.past_libpq = False
         if _LIBPQ_STATUS[status] != self._backend.pgconn.transaction_status:
             yield from self._backend.run(b"")
         if failed is not None:
@@ -618,15 +627,23 @@ class JoinedSession:
                         found.append(piece)
             elif not client.read_waiting():
                 client.dead = True
-                channel.send(wire.message(b"f", b"the client has gone\0"))
+                channel.send(_COPY_FAILS)
                 break
         if extended:
             channel.send(wire.SYNC)  # it has read the first one as part of the COPY
         return found
 
+    def _next_of_copy(self) -> Message | None:
+        try:
+            return self._client.next_message()
+        except ProtocolViolation as violation:
+            self._client.refuse(violation)
+            self._client.dead = True
+            return Message(_COPY_FAILS[0], _COPY_FAILS)
+
     def _pass_copy_on(self) -> bool:
         """Send the server what has come of the client's COPY; gives whether more will."""
-        while (message := self._client.next_message()) is not None:
+        while (message := self._next_of_copy()) is not None:
             if message.kind not in (_SYNC, _FLUSH):
                 self._channel.send(message.raw)
                 if message.kind != _COPY_DATA:

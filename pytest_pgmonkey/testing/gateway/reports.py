@@ -63,6 +63,8 @@ def _sqlstate(error: Exception) -> str:
         return "0A000"
     if isinstance(error, SandboxError):
         return "57P03"
+    if isinstance(error, wire.ProtocolViolation):
+        return "08P01"
     return getattr(error, "sqlstate", None) or "XX000"
 
 

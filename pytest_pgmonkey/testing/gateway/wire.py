@@ -150,7 +150,7 @@ class Bind(NamedTuple):
         return message(b"B", self.portal + b"\0" + statement + b"\0" + self.rest)
 
     def texts(self) -> list[str | None]:
-        """Give the parameters that are text, `None` for others; raises ProtocolViolation."""
+        """Give the parameters that are text or boolean; raises ProtocolViolation."""
         try:
             return self._texts()
         except (IndexError, ValueError) as error:
@@ -166,8 +166,14 @@ class Bind(NamedTuple):
             value = rest[at : at + max(0, length)]
             at += max(0, length)
             kind = formats[i] if len(formats) > 1 else formats[0] if formats else 0
-            found.append(None if kind or length < 0 else value.decode(errors="replace"))
+            found.append(None if length < 0 else _as_text(value, binary=bool(kind)))
         return found
+
+
+def _as_text(value: bytes, *, binary: bool) -> str:
+    if binary and value in (b"\0", b"\1"):
+        return "f" if value == b"\0" else "t"
+    return value.decode(errors="replace")
 
 
 def _short(raw: bytes, at: int) -> int:

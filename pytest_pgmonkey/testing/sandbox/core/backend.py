@@ -143,6 +143,8 @@ class Backend:
         """Whether somebody has cancelled, or can be about to, from outside."""
         self.cancels_under_way = 0
         """Cancel requests of ours that were sent, and are not yet known to have arrived."""
+        self.past_libpq = False
+        """Whether a door exchanges messages with the server that libpq does not see."""
         self.unsettled = False
         """Whether one of our own lines was interrupted, so that our notes may be wrong."""
         self.last_origin: Origin | None = None
@@ -185,6 +187,11 @@ class Backend:
     def behind(self) -> bool:
         """Whether answers must be collected before the next command."""
         return self._posted is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server is at a statement."""
+        return self.past_libpq or self.pgconn.transaction_status == _STATUS.ACTIVE
 
     @property
     def in_transaction(self) -> bool:

@@ -189,7 +189,9 @@ class Member:
         """Find whether the displaced holder has only read; gives whether the turn is ours."""
         backend = self.backend
         try:
-            wrote = yield from self._probe()
+            # One that came back to its turn and did nothing with it is suspended as before.
+            suspended = self.turn.displaced.transaction.suspended
+            wrote = not suspended and (yield from self._probe())
         except BaseException:
             self.turn.give_back(self)
             raise

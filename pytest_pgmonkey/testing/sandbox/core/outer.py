@@ -8,11 +8,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from .backend import Backend
 from .draining import is_at_rest
 from .member import Member
+from .places import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pytest_pgmonkey")
 
 _PATIENCE: Final = 2.0  # seconds for a statement that still runs when its test has ended
+_CLIENT_PATIENCE: Final = 0.5
 _POLL: Final = 0.001
 _ENDED: Final = "the test that borrowed this connection has ended"
 _DIED: Final = "the server closed the test's connection while the test ran"
@@ -214,6 +215,8 @@ class OuterTransaction:
             for waiter in backend.expel_waiters()
         ]
         holder: Member | None = backend.turn.holder
+        if holder is not None and isinstance(holder.origin, Peer):
+            _wait_for(holder)
         if holder is not None and holder.busy and not _is_running(holder):
             holder.busy, backend.unsettled = False, True
         elif holder is not None and holder.busy:
@@ -246,7 +249,7 @@ class OuterTransaction:
             return False  # nobody would fetch the answer
         deadline = time.monotonic() + _PATIENCE
         while holder.busy and time.monotonic() < deadline:
-            if backend.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            if backend.is_running:
                 backend.send_cancel()
             time.sleep(_POLL)
         return not holder.busy
@@ -327,6 +330,13 @@ class Scope(Generic[C]):
     def close(self) -> None:
         """Roll the data back."""
         self._outer._close_scope(self)
+
+
+def _wait_for(member: Member) -> None:
+    """Let a client in another process come to the end of its statement: no test can wait for it."""
+    deadline = time.monotonic() + _CLIENT_PATIENCE
+    while member.busy and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def _is_running(member: Member) -> bool:
