@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from pytest_pgmonkey import PGConnectionManager
 
 from .programs import LoopsRun, Run, SharedRun, Step, programs
-from .twins import World, difference
+from .twins import JOINING, World, difference
 
 if TYPE_CHECKING:
     from .twins import Twins
@@ -32,9 +32,10 @@ def run(
     real: bool,
     limit: int | None,
     how: type[Run] = Run,
+    joins: bool = False,
 ) -> Any:
     """Run a program; gives what it noted, and at which step it was refused."""
-    world = World(twins, type_, real=real)
+    world = World(twins, type_, real=real, joins=joins)
     running = how(world)
 
     complete = False
@@ -52,12 +53,12 @@ def run(
                 await running.abandon()
         finally:
             await running.end()
-        if real:
+        if real or joins:
             for handle in world.handles:
                 await call(handle.disconnect())
         return noted
 
-    with twins.intercepting(not real):
+    with twins.intercepting(not (real or joins)):
         try:
             noted = twins.drive(whole(), loop=world.type.is_async)
         finally:
@@ -121,3 +122,11 @@ def compare(twins: Twins, type_: str, steps: list[Step], how: type[Run]) -> None
         del ours[len(theirs) :]
     if ours != theirs:
         raise AssertionError(difference(theirs, ours))
+    if how is Run and type_ in JOINING:
+        joined, stopped = run(twins, type_, steps, real=False, limit=limit, joins=True)
+        assert before == twins.persisted()
+        if limit is not None or theirs_stopped or stopped is not None:
+            shortest = min(len(joined), len(theirs))
+            del joined[shortest:], theirs[shortest:]
+        if joined != theirs:
+            raise AssertionError(difference(theirs, joined))

@@ -49,21 +49,17 @@ class Greetings:
         self._found: dict[Settings, Greeting] = {}
 
     def of(self, settings: Settings) -> Greeting:
-        """Give the greeting; raises psycopg.OperationalError where the server refuses a setting."""
+        """Give the greeting; raises psycopg.Error where the server refuses a setting."""
         with self._lock:
             if settings not in self._found:
                 self._found[settings] = self._ask(settings)
             return self._found[settings]
 
     def _ask(self, settings: Settings) -> Greeting:
-        options = " ".join(f"-c {name}={_escaped(value)}" for name, value in settings)
-        given = self._conninfo.get("options", "")
-        keywords: Any = {**self._conninfo, "options": f"{given} {options}".strip()}
-        with psycopg.connect(**keywords) as conn:
+        keywords: Any = self._conninfo
+        with psycopg.connect(**keywords, autocommit=True) as conn:
+            for name, value in settings:
+                conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
             found = {name: conn.info.parameter_status(name) for name in _REPORTED}
             pid = conn.info.backend_pid
         return Greeting({name: value for name, value in found.items() if value is not None}, pid)
-
-
-def _escaped(value: str) -> str:
-    return "".join("\\" + char if char in " \\\t\n" else char for char in value)

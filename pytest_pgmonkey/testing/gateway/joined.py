@@ -456,12 +456,17 @@ class JoinedSession:
             yield from self._send_group()
             self._client.out += wire.BIND_COMPLETE
             return
+        if not all(part.plain for part in statement.parts):
+            # A command of our own would end the unnamed portal.
+            yield from self._send_group()
+            yield from self._get_ready(statement.parts)
+            refuse_outside(self.member, statement.parts, autocommit=True)
+            yield from prepare(self.member, statement.parts, bind.texts(), self)
+            self._settle_statement(bind.statement)
         if bind.portal:
             self._named_portals.add(bind.portal)
             self.member.transaction.pin()
         self._group.add(bind.of(statement.name))
-        if any(part.sets_config for part in statement.parts):
-            self._group.params = bind.texts()
 
     def _describe(self, raw: bytes) -> Steps:
         kind, name = wire.target(raw)
@@ -499,17 +504,11 @@ class JoinedSession:
             yield from self._send_group()
             yield from self._control(parts[0])
             return
-        if all(part.plain for part in parts):
-            self._group.execute(raw, parts)
-            return
-        yield from self._send_group()
-        yield from self._get_ready(parts)
-        refuse_outside(self.member, parts, autocommit=True)
-        yield from prepare(self.member, parts, self._group.params, self)
         self._group.execute(raw, parts)
-        yield from self._send_group()
-        yield from self._after_settings(parts)
-        yield from park(self.member, parts)
+        if not all(part.plain for part in parts):
+            yield from self._send_group()
+            yield from self._after_settings(parts)
+            yield from park(self.member, parts)
 
     def _control(self, part: Statement) -> Steps:
         """Begin or end a transaction."""
@@ -660,7 +659,6 @@ class _Group:
         self.parts: list[Statement] = []
         self.parsing: deque[tuple[ClientStatement, bool]] = deque()
         self.unnamed: ClientStatement | None = None
-        self.params: Any = None
 
     def add(self, raw: bytes) -> None:
         """Queue a message."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from .. import passage
-from ..lexer import statements
+from ..lexer import Verb, statements
+from ..sandbox.core.settings import config_calls
 from . import wire
 from .client_statements import ClientStatement
 from .wire import Answers, Bind, Parse
@@ -76,6 +77,8 @@ class RelayedSession:
         self._portals: dict[bytes, ClientStatement | None] = {}
         self._unnamed: ClientStatement | None = None
         self._closed = threading.Event()
+        self._changed: set[str] = set()  # settings that a statement has perhaps set
+        self._params: dict[bytes, list[str | None]] = {}
 
     def _set_up(self) -> None:
         client = self._client
@@ -159,6 +162,7 @@ class RelayedSession:
                 return True
             for statement in self._statements(message):
                 self._pass(statement)
+                self._note_settings(statement, message)
             self._send(self._translated(message))
         return True
 
@@ -177,6 +181,25 @@ class RelayedSession:
         for _ in passage.passing(statement, self._client, sent()):
             pass
 
+    def _note_settings(self, statement: Statement, message: Message) -> None:
+        if statement.verb is Verb.SET:
+            self._changed.update(statement.settings or self._client.kept)
+        elif statement.sets_config:
+            portal = wire.cstring(message.raw, 5)[0] if message.kind == _EXECUTE else b""
+            calls = config_calls(statement.text, self._params.get(portal))
+            self._changed.update(name for name, is_local in calls if not is_local)
+
+    def _keep_settings(self) -> None:
+        """Keep what is set after a transaction: the client goes on to other sessions with it."""
+        names, self._changed = sorted(self._changed), set()
+        columns = ["pg_catalog.current_setting(%s, true)"] * len(names)
+        query: Any = f"SELECT {', '.join(columns)}"
+        for name, value in zip(
+            names, self._conn.execute(query, names).fetchone() or (), strict=True
+        ):
+            if value is not None:
+                self._client.kept[name] = value
+
     def _translated(self, message: Message) -> bytes:
         kind, raw = message.kind, message.raw
         if kind in (_QUERY, _SYNC, _CALL):
@@ -188,6 +211,8 @@ class RelayedSession:
             bind = Bind.read(raw)
             first, statement = self._known(bind.statement)
             self._portals[bind.portal] = statement
+            if statement is not None and any(part.sets_config for part in statement.parts):
+                self._params[bind.portal] = bind.texts()
             return first + bind.of(statement.name if statement else bind.statement)
         elif kind in (_DESCRIBE, _CLOSE) and raw[5] == _STATEMENT:
             return self._about(kind, wire.target(raw)[1])
@@ -249,7 +274,9 @@ class RelayedSession:
                 client.status = piece[5]
                 self._drop_unparsed()
                 self._parsing.popleft()
-            if kind == _ERROR:
+                if self._changed and client.status == _IDLE and not self._unanswered:
+                    self._keep_settings()
+            elif kind == _ERROR:
                 self._drop_unparsed()
                 piece = self._explained(piece)
             client.out += piece
