@@ -372,11 +372,12 @@ class Member:
             self.backend.unsettled = True
             raise
         finally:
+            # Not before: the end of a test waits for members that are busy.
+            self.backend.members.pop(self, None)
             self.busy = False
 
     def _give_back(self, because: str) -> None:
         backend, transaction = self.backend, self.transaction
-        backend.members.pop(self, None)
         if transaction.current:
             backend.last_origin, backend.last_statement = self.origin, transaction.current
         if transaction.open and self.turn.holder is self:

@@ -50,6 +50,8 @@ class OuterTransaction:
         self.wait_timeout = wait_timeout
         self._backend: Backend | None = None
         self._opening = threading.Lock()
+        # Nobody joins while a test is undone. Reentrant: a signal may ask for a connection.
+        self._joining = threading.RLock()
         self._scopes: list[Scope[Any]] = []
         self._in_test = False
         self._resetting = False  # also where the reset of a test was interrupted
@@ -100,6 +102,10 @@ class OuterTransaction:
 
     def join(self, origin: Origin, settings: tuple[tuple[str, str], ...] = ()) -> Member:
         """Give a new member, which comes from there and has these session settings."""
+        with self._joining:
+            return self._join(origin, settings)
+
+    def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
         if self._resetting:
             self._replace(self.backend)
         backend = self.backend
@@ -130,6 +136,10 @@ class OuterTransaction:
 
         Afterwards the session is proved clean, or there is none.
         """
+        with self._joining:
+            return self._reset()
+
+    def _reset(self) -> list[str]:
         backend = self._backend
         if backend is None:
             return []

@@ -1,0 +1,268 @@
+"""A client's extended queries in the test's transaction: statements, portals and batches.
+
+Whatever stands between two syncs of a client is one transaction, as on a server. A Sync of our own
+is harmless in between: the session is inside of a transaction block all the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .. import passage
+from ..lexer import Verb
+from ..sandbox.core.refusals import no_two_phase
+from ..sandbox.core.statements import CONTROL, Door, park, prepare, refuse_outside
+from . import wire
+from .client_statements import ClientStatement
+from .exchange import Exchange
+from .reports import ClientError
+from .wire import Bind, Message, Parse
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ..lexer import Statement
+    from ..sandbox.core.member import Member
+    from .client import Client
+
+    Steps = Generator[Any, Any, Any]
+    Parts = tuple[Statement, ...]
+
+_PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
+_STATEMENT: Final = ord("S")
+_MOST_QUEUED: Final = 262144  # bytes that are sent to the server without waiting for more
+
+
+class Session(Door, Protocol):
+    """What a batch asks of the session that it is sent in."""
+
+    def get_ready(self, parts: Parts) -> Steps:
+        """Bring the backend to where the client left it."""
+
+    def after_settings(self, parts: Parts) -> Steps:
+        """Note what statements have set."""
+
+    def script(self, parts: Parts, text: str) -> Steps:
+        """Run statements that speak of transactions."""
+
+    def tag(self, tag: bytes) -> None:
+        """Tell of a command that was not sent as it is."""
+
+
+class Extended:
+    """The part of a client's session that speaks the extended protocol."""
+
+    def __init__(self, session: Session, client: Client, member: Member) -> None:
+        self._session: Final = session
+        self._client: Final = client
+        self._member: Final = member
+        self._group = _Group()
+        self._portals: dict[bytes, ClientStatement] = {}
+        self._named_portals: set[bytes] = set()
+        self.exchange: Final = Exchange(client, member, self._parsed)
+
+    def _parsed(self) -> bool:
+        return self._group.parsed()
+
+    def run(self, batch: list[Message]) -> Steps:
+        """Send a batch of messages on, and answer those that begin or end transactions."""
+        self._group = _Group()
+        try:
+            for message in batch:
+                yield from self._queue(message)
+            yield from self._send_group()
+        except BaseException:
+            for statement, told in self._group.parsing:
+                statement.home = None
+                if told:
+                    self._client.statements.remove(statement.parse.name)
+            raise
+
+    def _queue(self, message: Message) -> Steps:
+        kind, raw, group = message.kind, message.raw, self._group
+        if kind == _PARSE:
+            yield from self._parse(ClientStatement(Parse.read(raw)))
+        elif kind == _BIND:
+            yield from self._bind(Bind.read(raw))
+        elif kind == _EXECUTE:
+            yield from self._execute(raw)
+        elif kind == _DESCRIBE:
+            yield from self._describe(raw)
+        elif kind == _CLOSE:
+            yield from self._close(raw)
+        else:
+            raise ClientError("08P01", f"invalid frontend message type {kind}")
+        if group.size > _MOST_QUEUED:
+            yield from self._send_group()
+
+    def _parse(self, statement: ClientStatement) -> Steps:
+        client, name = self._client, statement.parse.name
+        if name and client.statements.get(name) is not None:
+            shown = name.decode(errors="replace")
+            raise ClientError("42P05", f'prepared statement "{shown}" already exists')
+        client.statements.add(statement)
+        if _is_control(statement):
+            yield from self._send_group()
+            client.out += wire.PARSE_COMPLETE
+        else:
+            self._group.parse(statement, self, told=True)
+
+    def _settle_statement(self, name: bytes) -> ClientStatement:
+        """Give a statement that this session knows from now on."""
+        statement = self._client.statements.get(name)
+        if statement is None:
+            shown = f'prepared statement "{name.decode(errors="replace")}"' if name else ""
+            shown = shown or "unnamed prepared statement"
+            raise ClientError("26000", f"{shown} does not exist")
+        fresh = statement.home is self if name else self._group.unnamed is statement
+        if not fresh and not _is_control(statement):
+            self._group.parse(statement, self, told=False)
+        return statement
+
+    def _bind(self, bind: Bind) -> Steps:
+        statement = self._settle_statement(bind.statement)
+        self._portals[bind.portal] = statement
+        if _is_control(statement):
+            yield from self._send_group()
+            self._client.out += wire.BIND_COMPLETE
+            return
+        if not all(part.plain for part in statement.parts):
+            # A command of our own would end the unnamed portal.
+            yield from self._send_group()
+            yield from self._session.get_ready(statement.parts)
+            refuse_outside(self._member, statement.parts, autocommit=True)
+            yield from prepare(self._member, statement.parts, bind.texts(), self._session)
+            self._settle_statement(bind.statement)
+        if bind.portal:
+            self._named_portals.add(bind.portal)
+            self._member.transaction.pin()
+        self._group.add(bind.of(statement.name))
+
+    def _describe(self, raw: bytes) -> Steps:
+        kind, name = wire.target(raw)
+        if kind == _STATEMENT:
+            statement: ClientStatement | None = self._settle_statement(name)
+        else:
+            statement = self._portals.get(name)
+        if statement is not None and _is_control(statement):
+            yield from self._send_group()
+            if kind == _STATEMENT:
+                self._client.out += wire.NO_PARAMETERS
+            self._client.out += wire.NO_DATA
+        elif statement is not None and kind == _STATEMENT:
+            self._group.add(wire.about(b"D", b"S", statement.name))
+        else:
+            self._group.add(raw)
+
+    def _close(self, raw: bytes) -> Steps:
+        kind, name = wire.target(raw)
+        if kind == _STATEMENT:
+            statement = self._client.statements.remove(name)
+            known = statement is not None and statement.home is self and statement.name
+            self._group.add(wire.about(b"C", b"S", known or b"_pgmonkey_none"))
+        else:
+            self._portals.pop(name, None)
+            self._named_portals.discard(name)
+            self._group.add(raw)
+        yield from ()
+
+    def _execute(self, raw: bytes) -> Steps:
+        portal = wire.cstring(raw, 5)[0]
+        statement = self._portals.get(portal)
+        parts = statement.parts if statement is not None else ()
+        if statement is not None and _is_control(statement):
+            yield from self._send_group()
+            yield from self._control(parts[0])
+            return
+        self._group.execute(raw, parts)
+        if not all(part.plain for part in parts):
+            yield from self._send_group()
+            yield from self._session.after_settings(parts)
+            yield from park(self._member, parts)
+
+    def _control(self, part: Statement) -> Steps:
+        """Begin or end a transaction."""
+        transaction = self._member.transaction
+        if part.verb is Verb.TWO_PHASE:
+            raise no_two_phase()
+        yield from self._session.get_ready((part,))
+        if transaction.unit and part.verb is Verb.BEGIN:
+            transaction.adopt_unit(part.text.encode())
+            self._session.tag(b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN")
+        else:
+            yield from self._session.script((part,), part.text)
+        self.exchange.release()
+
+    def close_portals(self, parts: Parts) -> Steps:
+        """Close the portals that a commit ends."""
+        ends = not parts or any(part.verb is Verb.COMMIT for part in parts)
+        if ends and self._named_portals and self._member.backend.in_transaction:
+            closes = [wire.about(b"C", b"P", name) for name in self._named_portals]
+            self._named_portals.clear()
+            yield from self.exchange.send(b"".join(closes) + wire.SYNC, quiet=True)
+
+    def _send_group(self) -> Steps:
+        """Send what is queued, with a Sync of our own, and pass the answers on."""
+        group, transaction = self._group, self._member.transaction
+        if not group.out:
+            return
+        yield from self._session.get_ready(tuple(group.parts))
+        if not transaction.open and not transaction.unit:
+            yield from transaction.begin_unit()
+        for part in group.parts:
+            transaction.note(part)
+        parts, data = group.take()
+        run = self.exchange.send(data + wire.SYNC)
+        for part in parts:
+            run = passage.passing(part, self._client, run)
+        yield from run
+
+    def discard(self) -> None:
+        """Forget all statements and portals."""
+        self._client.statements.clear()
+        self._portals.clear()
+        self._named_portals.clear()
+
+
+class _Group:
+    """Messages that go to the server together, and what is known of their answers."""
+
+    def __init__(self) -> None:
+        self.out: list[bytes] = []
+        self.size = 0
+        self.parts: list[Statement] = []
+        self.parsing: deque[tuple[ClientStatement, bool]] = deque()
+        self.unnamed: ClientStatement | None = None
+
+    def add(self, raw: bytes) -> None:
+        """Queue a message."""
+        self.out.append(raw)
+        self.size += len(raw)
+
+    def parse(self, statement: ClientStatement, home: object, *, told: bool) -> None:
+        """Queue a Parse, of whose success the client is told or not."""
+        self.parsing.append((statement, told))
+        if not statement.parse.name:
+            self.unnamed = statement
+        self.add(statement.settle(home))
+
+    def execute(self, raw: bytes, parts: Parts) -> None:
+        """Queue an Execute of these statements."""
+        self.parts += parts
+        self.add(raw)
+
+    def take(self) -> tuple[list[Statement], bytes]:
+        """Give the statements that are executed, and all messages."""
+        parts, data = self.parts, b"".join(self.out)
+        self.parts, self.out, self.size, self.unnamed = [], [], 0, None
+        return parts, data
+
+    def parsed(self) -> bool:
+        """Note that a Parse has succeeded; gives whether the client is told."""
+        return self.parsing.popleft()[1]
+
+
+def _is_control(statement: ClientStatement) -> bool:
+    parts = statement.parts
+    return len(parts) == 1 and parts[0].verb in CONTROL
