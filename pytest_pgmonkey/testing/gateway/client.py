@@ -42,6 +42,8 @@ class Client:
         """What of it is a setting of its session."""
         self.kept: dict[str, str] = {}
         """The session settings that its statements have left, as values."""
+        self.reported: dict[str, str] = {}
+        """What it was told last of the settings that a server reports."""
         self.origin = Peer("", 0)
         self.key = b""
         self.names_itself = False
@@ -160,6 +162,16 @@ class Client:
         except OSError:
             self.dead = True
         self.sending = False
+
+    def report(self, name: str, value: str) -> bytes:
+        """Give the message that tells it of a setting."""
+        self.reported[name] = value
+        return wire.parameter_status(name, value)
+
+    def note_report(self, raw: bytes) -> None:
+        """Note what a ParameterStatus of the server's tells it."""
+        name, value = raw[5:-1].split(b"\0")
+        self.reported[name.decode()] = value.decode(errors="replace")
 
     def tell_ready(self, status: int) -> None:
         """Tell it that it may go on, with the status of its transaction."""

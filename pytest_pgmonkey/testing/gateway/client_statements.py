@@ -1,7 +1,8 @@
 """The statements that a client has prepared, and where each of them is prepared just now.
 
 Sessions on the server come and go beneath a client, or are shared with others. So each is kept as
-the client sent it, and prepared, under a name that nobody else uses, where the client uses it next.
+the client sent it, and prepared where the client uses it next: in a shared session under a name
+that nobody else uses.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class ClientStatement:
         self.name = b""
         """Its name there."""
 
-    def settle(self, home: object) -> bytes:
-        """Give the message that prepares it in a session."""
+    def settle(self, home: object, *, shared: bool) -> bytes:
+        """Give the message that prepares it in a session, which may be shared with others."""
         self.home = home
-        if self.parse.name:
+        self.name = self.parse.name
+        if self.name and shared:
             self.name = b"_pgmonkey_%d" % next(_numbers)
         return self.parse.renamed(self.name)
 

@@ -47,8 +47,6 @@ class Exchange:
         self._parsed: Final = parsed
         self._channel: Final = Channel(member.backend.pgconn, client, self._abandoned)
         self._held = b""
-        self.told: dict[str, str] = {}
-        """What the client was told by ParameterStatus since this was last emptied."""
         self.has_copied = False
         """Whether a COPY has taken the client's Sync for a part of it."""
 
@@ -92,6 +90,7 @@ class Exchange:
             if kind == _READY:
                 return failed, piece[5]
             if kind == _ERROR:
+                self.release()
                 failed = AnsweredError(piece)
             elif kind == _COMPLETE:
                 self.complete(piece)
@@ -103,8 +102,7 @@ class Exchange:
 
     def _pass_on(self, kind: int, piece: bytes) -> None:
         if kind == _STATUS:
-            name, value = piece[5:-1].split(b"\0")
-            self.told[name.decode()] = value.decode()
+            self._client.note_report(piece)
         elif kind == _SUSPENDED:
             self._member.transaction.pin()  # others would make a portal of the same name
         self.release()

@@ -40,8 +40,8 @@ class Session(Door, Protocol):
     def get_ready(self, parts: Parts) -> Steps:
         """Bring the backend to where the client left it."""
 
-    def after_settings(self, parts: Parts) -> Steps:
-        """Note what statements have set."""
+    def after(self, parts: Parts) -> Steps:
+        """Note what statements have done to the client's session."""
 
     def script(self, parts: Parts, text: str) -> Steps:
         """Run statements that speak of transactions."""
@@ -72,6 +72,7 @@ class Extended:
             for message in batch:
                 yield from self._queue(message)
             yield from self._send_group()
+            self.exchange.release()
         except BaseException:
             for statement, told in self._group.parsing:
                 statement.home = None
@@ -178,7 +179,7 @@ class Extended:
         self._group.execute(raw, parts)
         if not all(part.plain for part in parts):
             yield from self._send_group()
-            yield from self._session.after_settings(parts)
+            yield from self._session.after(parts)
             yield from park(self._member, parts)
 
     def _control(self, part: Statement) -> Steps:
@@ -245,7 +246,7 @@ class _Group:
         self.parsing.append((statement, told))
         if not statement.parse.name:
             self.unnamed = statement
-        self.add(statement.settle(home))
+        self.add(statement.settle(home, shared=True))
 
     def execute(self, raw: bytes, parts: Parts) -> None:
         """Queue an Execute of these statements."""

@@ -232,7 +232,7 @@ class Gateway:
         client.out += wire.AUTHENTICATION_OK
         name = client.parameters.get("application_name", "")
         for parameter, value in {**greeting.reported, "application_name": name}.items():
-            client.out += wire.parameter_status(parameter, value)
+            client.out += client.report(parameter, value)
         client.out += wire.key_data(self._pid(usual.pid), client.key)
         client.tell_ready(_IDLE)
 

@@ -36,6 +36,15 @@ def wanted_settings(parameters: Mapping[str, str]) -> Settings:
     return tuple((k, v) for k, v in found if (k, _plain(v)) != ("client_encoding", "utf8"))
 
 
+def with_settings(options: str, settings: Settings) -> str:
+    """Add settings to libpq's `options`."""
+    return " ".join(filter(None, [options, *(f"-c {n}={_escaped(v)}" for n, v in settings)]))
+
+
+def _escaped(value: str) -> str:
+    return "".join("\\" + char if char in " \\\t\n" else char for char in value)
+
+
 def _plain(value: str) -> str:
     return value.strip("'\"").replace("-", "").lower()
 

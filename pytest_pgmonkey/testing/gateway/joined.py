@@ -126,7 +126,7 @@ class JoinedSession:
         except AnsweredError as error:
             error.offset = at
             raise
-        yield from self.after_settings(statements(text))
+        yield from self.after(statements(text))
 
     # The client's messages
 
@@ -206,7 +206,7 @@ class JoinedSession:
             SandboxError,
             psycopg.Error,
         ) as error:
-            self._exchange.drop()
+            self._exchange.release()
             offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
             self._client.out += error_report(error, offset=offset)
             return False
@@ -247,7 +247,21 @@ class JoinedSession:
             raise no_two_phase()
         yield from self._extended.close_portals(parts)
         self._text, self._at = text, 0
-        yield from Script(self.member, self).run(parts, text)
+        script = Script(self.member, self)
+        try:
+            yield from script.run(parts, text)
+        except BaseException:
+            if script.is_at_end:
+                self._exchange.drop()
+            raise
+
+    def _unless_it_fails(self, commit: Steps) -> Steps:
+        """Commit, or tell nothing of what was done before."""
+        try:
+            yield from commit
+        except BaseException:
+            self._exchange.drop()
+            raise
 
     def _whole(self, raw: bytes, parts: Parts) -> Steps:
         """Run statements that may be sent as they are."""
@@ -257,7 +271,7 @@ class JoinedSession:
         for part in parts:
             run = passage.passing(part, self._client, run)
         yield from run
-        yield from self.after_settings(parts)
+        yield from self.after(parts)
         yield from park(self.member, parts)
 
     def _settled(self, steps: Steps) -> Steps:
@@ -265,7 +279,7 @@ class JoinedSession:
         yield from steps
         if self.member.transaction.unit:
             yield from self._extended.close_portals(())
-            yield from self.member.transaction.end_statement()
+            yield from self._unless_it_fails(self.member.transaction.end_statement())
         self._exchange.release()
         yield from self._keep_settings()
 
@@ -293,23 +307,23 @@ class JoinedSession:
         """Give our name of the one statement that is deallocated by SQL, if a Parse made it."""
         if len(parts) != 1 or parts[0].verb is not Verb.DEALLOCATE:
             return None
-        words = parts[0].text.split()
-        statement = self._client.statements.remove(words[-1].strip('"').encode())
+        name = parts[0].text.split()[-1].strip('"')
+        statement = self._client.statements.remove(name.encode())
         if statement is None:
-            if words[-1].upper() == "ALL":
-                self._client.statements.clear()
             return None
         return statement.name if statement.home is self._extended else b"_pgmonkey_none"
 
     # Settings
 
-    def after_settings(self, parts: Parts) -> Steps:
-        """Note what statements have set, and give back what the client has connected with."""
+    def after(self, parts: Parts) -> Steps:
+        """Note what statements have done to the client's session, whatever becomes of them."""
         for part in parts:
-            if part.verb is Verb.SET or part.sets_config:
+            if part.verb in (Verb.SET, Verb.SET_LOCAL) or part.sets_config:
                 self._settings_changed = True
             if part.words[0] == "RESET":
                 yield from self._restore_given(part.settings)
+            if part.words[:2] == ("DEALLOCATE", "ALL"):
+                self._client.statements.clear()
 
     def _restore_given(self, names: tuple[str, ...]) -> Steps:
         for name, value in self._client.settings:
@@ -318,25 +332,19 @@ class JoinedSession:
 
     def _keep_settings(self) -> Steps:
         """Keep what a transaction has left: the client goes on to other tests with it."""
-        member = self.member
-        session = member.transaction.session
-        if not self._settings_changed or member.open or session is None or self._backend.dead:
+        if not self._settings_changed or self.member.open or self._backend.dead:
             return
         if self._backend.behind:
             yield from self._backend.collect()
         self._settings_changed = False
-        names = sorted(session.names)
-        values = yield from read(self._backend, names)
-        self._client.kept = {n: v for n, v in zip(names, values, strict=True) if v is not None}
-        yield from self._tell_settings()
-
-    def _tell_settings(self) -> Steps:
-        """Tell the client anew of what it was told of, and a rollback has undone."""
-        told, self._exchange.told = self._exchange.told, {}
-        values = yield from read(self._backend, list(told)) if told else _nothing()
-        for name, value in zip(told, values, strict=True):
-            if value is not None and value != told[name]:
-                self._client.out += wire.parameter_status(name, value)
+        client, session = self._client, self.member.transaction.session
+        names = sorted(session.names) if session is not None else []
+        shown = [name for name in client.reported if name != "application_name"]
+        values = yield from read(self._backend, names + shown)
+        client.kept = {n: v for n, v in zip(names, values, strict=False) if v is not None}
+        for name, value in zip(shown, values[len(names) :], strict=True):
+            if value is not None and value != client.reported[name]:
+                client.out += client.report(name, value)
 
     # Extended queries
 

@@ -21,6 +21,7 @@ from ..lexer import Verb, statements
 from ..sandbox.core.settings import config_calls
 from . import wire
 from .client_statements import ClientStatement
+from .greeting import with_settings
 from .wire import Answers, Bind, Parse
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _QUERY, _SYNC, _CALL, _TERMINATE = b"QSFX"
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE, _STATEMENT = b"PBDECS"
 _PASSED_ON: Final = b"DTtn2IsHWcdVCN3G"
-_READY, _PARSED, _ERROR = b"Z1E"
+_READY, _PARSED, _ERROR, _STATUS = b"Z1ES"
 _CHUNK: Final = 65536
 _IDLE: Final = ord("I")
 _PATIENCE: Final = 2.0  # seconds for its thread to close a session
@@ -64,8 +65,12 @@ class RelayedSession:
         self._client: Final = client
         self._still_leads: Final = still_leads
         self._reads_only: Final = reads_only
-        options = {"application_name": client.parameters.get("application_name", "")}
-        keywords: Any = {**options, **conninfo}
+        # As the client's own: RESET goes back to them.
+        keywords: Any = {
+            **conninfo,
+            "application_name": client.parameters.get("application_name", ""),
+            "options": with_settings(conninfo.get("options", ""), client.settings),
+        }
         self._conn: Final = psycopg.connect(**keywords, autocommit=True)
         self._set_up()
         self._fd: Final = self._conn.pgconn.socket
@@ -81,10 +86,9 @@ class RelayedSession:
         self._params: dict[bytes, list[str | None]] = {}
 
     def _set_up(self) -> None:
-        client = self._client
-        given = {**dict(client.settings), **client.kept}
+        kept = self._client.kept
         with self._conn.cursor() as cursor:
-            for name, value in sorted(given.items(), key=lambda item: item[0] == "role"):
+            for name, value in sorted(kept.items(), key=lambda item: item[0] == "role"):
                 cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
             if self._reads_only:
                 cursor.execute("SET default_transaction_read_only TO on")
@@ -234,7 +238,7 @@ class RelayedSession:
         found.add(statement)
         if not name:
             self._unnamed = statement
-        return statement.settle(self)
+        return statement.settle(self, shared=False)
 
     def _known(self, name: bytes) -> tuple[bytes, ClientStatement | None]:
         """Give what must come first so that a statement is prepared here, and the statement."""
@@ -276,6 +280,8 @@ class RelayedSession:
                 self._parsing.popleft()
                 if self._changed and client.status == _IDLE and not self._unanswered:
                     self._keep_settings()
+            elif kind == _STATUS:
+                client.note_report(piece)
             elif kind == _ERROR:
                 self._drop_unparsed()
                 piece = self._explained(piece)

@@ -12,6 +12,11 @@ from ...lexer import Verb
 if TYPE_CHECKING:
     from ...lexer import Statement
 
+_SHOWN: Final = {
+    "ROLLBACK": "ROLLBACK TO SAVEPOINT",
+    "RELEASE": "RELEASE SAVEPOINT",
+    "LOCK": "LOCK TABLE",
+}
 _CLONE_ADVICE: Final = (
     "The test's transaction, which is rolled back at its end, is in the way: give this test "
     'real transactions with @pytest.mark.pgmonkey(isolation="clone").'
@@ -45,9 +50,9 @@ def explain(error: psycopg.Error) -> None:
 
 def no_block(part: Statement) -> psycopg.Error:
     """Give the server's error for a statement that only a transaction block can have."""
-    word = {"ROLLBACK": "ROLLBACK TO SAVEPOINT", "RELEASE": "RELEASE SAVEPOINT"}.get(
-        part.words[0], "DECLARE CURSOR" if part.verb is Verb.DECLARE else part.words[0]
-    )
+    word = _SHOWN.get(part.words[0], part.words[0])
+    if part.verb is Verb.DECLARE:
+        word = "DECLARE CURSOR"  # psycopg's server-side cursors show the query alone
     return psycopg.errors.NoActiveSqlTransaction(f"{word} can only be used in transaction blocks")
 
 

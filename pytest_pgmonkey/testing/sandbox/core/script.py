@@ -64,6 +64,8 @@ class Script:
         self._member = member
         self._door = door
         self._implicit = False
+        self.is_at_end = False
+        """Whether all has run, and only a commit of its own is left."""
 
     def run(self, parts: tuple[Statement, ...], text: str = "") -> Steps:
         """Run the statements of a string; the door has their results."""
@@ -82,6 +84,7 @@ class Script:
                 member.rollback()
             raise
         if self._implicit:
+            self.is_at_end = True
             yield from member.commit()
 
     def _run(self, part: Statement) -> Steps:

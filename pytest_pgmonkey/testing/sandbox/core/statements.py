@@ -71,7 +71,8 @@ def refuse_outside(member: Member, parts: Parts, *, autocommit: bool) -> None:
     if member.transaction.open or not autocommit or len(parts) != 1:
         return
     (part,) = parts
-    if part.verb is Verb.SAVEPOINT or (part.verb is Verb.DECLARE and not part.holds):
+    opens_cursor = part.verb is Verb.DECLARE and not part.holds
+    if part.verb is Verb.SAVEPOINT or opens_cursor or part.words[0] == "LOCK":
         raise no_block(part)
 
 
