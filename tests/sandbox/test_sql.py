@@ -74,6 +74,18 @@ async def test_chain(w: World) -> None:
 
 
 @twin
+async def test_chain_after_an_error(w: World) -> None:
+    """The next transaction has the session's modes then, not the last one's."""
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        for query in ("COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "SELECT 1; COMMIT AND CHAIN"):
+            await w.run(conn, "BEGIN READ ONLY")
+            await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
+            await w.run(conn, query)
+            await w.run(conn, "SHOW transaction_read_only")
+            await w.run(conn, "ROLLBACK")
+
+
+@twin
 async def test_warnings(w: World) -> None:
     """BEGIN in a transaction and COMMIT outside one warn, and do nothing more."""
     async with w.borrow(**AUTOCOMMIT) as conn:

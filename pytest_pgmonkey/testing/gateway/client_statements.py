@@ -11,12 +11,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from ..lexer import statements
+from .wire import fields_of, report
 
 if TYPE_CHECKING:
     from ..lexer import Statement
     from .wire import Parse
 
 _numbers: Final = count(1)
+_OURS: Final = b"_pgmonkey_"
 
 
 class ClientStatement:
@@ -38,7 +40,7 @@ class ClientStatement:
         self.home = home
         self.name = self.parse.name
         if self.name and shared:
-            self.name = b"_pgmonkey_%d" % next(_numbers)
+            self.name = b"%s%d_" % (_OURS, next(_numbers))
         return self.parse.renamed(self.name)
 
 
@@ -67,6 +69,16 @@ class ClientStatements:
     def prepared_in(self, home: object) -> bool:
         """Whether a session knows any by name."""
         return any(each.home is home and each.name for each in self._found.values())
+
+    def as_named(self, raw: bytes) -> bytes:
+        """Give an ErrorResponse with the client's names in place of ours."""
+        if _OURS not in raw:
+            return raw
+        fields = fields_of(raw)
+        for each in self._found.values():
+            if each.name:
+                fields = {k: v.replace(each.name, each.parse.name) for k, v in fields.items()}
+        return report(b"E", fields)
 
     def unsettle(self) -> None:
         """Note that no session knows any of them any more."""

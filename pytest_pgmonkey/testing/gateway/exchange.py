@@ -91,7 +91,7 @@ class Exchange:
                 return failed, piece[5]
             if kind == _ERROR:
                 self.release()
-                failed = AnsweredError(piece)
+                failed = AnsweredError(self._client.statements.as_named(piece))
             elif kind == _COMPLETE:
                 self.complete(piece)
             elif kind == _COPY_IN:
@@ -105,8 +105,12 @@ class Exchange:
             self._client.note_report(piece)
         elif kind == _SUSPENDED:
             self._member.transaction.pin()  # others would make a portal of the same name
+        self.tell(piece)
+
+    def tell(self, data: bytes) -> None:
+        """Tell the client something, after what was held back."""
         self.release()
-        self._client.out += piece
+        self._client.out += data
 
     # CommandComplete
 

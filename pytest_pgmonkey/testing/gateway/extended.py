@@ -105,7 +105,7 @@ class Extended:
         client.statements.add(statement)
         if _is_control(statement):
             yield from self._send_group()
-            client.out += wire.PARSE_COMPLETE
+            self.exchange.tell(wire.PARSE_COMPLETE)
         else:
             self._group.parse(statement, self, told=True)
 
@@ -126,7 +126,7 @@ class Extended:
         self._portals[bind.portal] = statement
         if _is_control(statement):
             yield from self._send_group()
-            self._client.out += wire.BIND_COMPLETE
+            self.exchange.tell(wire.BIND_COMPLETE)
             return
         if not all(part.plain for part in statement.parts):
             # A command of our own would end the unnamed portal.
@@ -148,9 +148,7 @@ class Extended:
             statement = self._portals.get(name)
         if statement is not None and _is_control(statement):
             yield from self._send_group()
-            if kind == _STATEMENT:
-                self._client.out += wire.NO_PARAMETERS
-            self._client.out += wire.NO_DATA
+            self.exchange.tell((wire.NO_PARAMETERS if kind == _STATEMENT else b"") + wire.NO_DATA)
         elif statement is not None and kind == _STATEMENT:
             self._group.add(wire.about(b"D", b"S", statement.name))
         else:

@@ -72,6 +72,7 @@ class JoinedSession:
         self._extended: Final = Extended(self, client, self.member)
         self._exchange: Final = self._extended.exchange
         self._settings_changed = False
+        self._commits = False  # what may fail yet
         self._text, self._at = "", 0  # of a script, and how far it has run
 
     # What its member asks
@@ -90,7 +91,10 @@ class JoinedSession:
 
     def deliver_notice(self, result: PGresult) -> None:
         """Pass a notice on that a command of the sandbox's has caused."""
-        self._client.out += notice_report(result)
+        if self._commits:
+            self._client.out += notice_report(result)  # before what is held back
+        else:
+            self._exchange.tell(notice_report(result))
 
     def forget_prepared(self) -> None:
         """Prepare its statements again where they are used next."""
@@ -111,7 +115,7 @@ class JoinedSession:
 
     def warn(self, sqlstate: str, message: str) -> None:
         """Warn as the server would."""
-        self._client.out += wire.notice(sqlstate, message)
+        self._exchange.tell(wire.notice(sqlstate, message))
 
     def tag(self, tag: bytes) -> None:
         """Tell of a command that was not sent as it is."""
@@ -222,6 +226,7 @@ class JoinedSession:
     def _simple(self, message: Message) -> None:
         text = "CALL" if message.kind == _CALL else message.raw[5:-1].decode(errors=_ODD)
         parts = statements(text)
+        self._client.statements.remove(b"")  # as a server does
         if parts:
             self._operate(self._settled(self._query(message.raw, parts, text)))
         else:
@@ -236,7 +241,7 @@ class JoinedSession:
         elif discards_all(member, parts, autocommit=True):
             yield from passage.passing(parts[0], self._client, self._discard_all())
         elif (closed := self._deallocated(parts)) is not None:
-            yield from self._exchange.send(wire.about(b"C", b"S", closed) + wire.SYNC)
+            yield from self._exchange.send(wire.about(b"C", b"S", closed) + wire.SYNC, quiet=True)
             self.tag(b"DEALLOCATE")
         else:
             yield from self._whole(raw, parts)
@@ -257,11 +262,14 @@ class JoinedSession:
 
     def _unless_it_fails(self, commit: Steps) -> Steps:
         """Commit, or tell nothing of what was done before."""
+        self._commits = True
         try:
             yield from commit
         except BaseException:
             self._exchange.drop()
             raise
+        finally:
+            self._commits = False
 
     def _whole(self, raw: bytes, parts: Parts) -> Steps:
         """Run statements that may be sent as they are."""
@@ -339,7 +347,7 @@ class JoinedSession:
         self._settings_changed = False
         client, session = self._client, self.member.transaction.session
         names = sorted(session.names) if session is not None else []
-        shown = [name for name in client.reported if name != "application_name"]
+        shown = [n for n in client.reported if client.names_itself or n != "application_name"]
         values = yield from read(self._backend, names + shown)
         client.kept = {n: v for n, v in zip(names, values, strict=False) if v is not None}
         for name, value in zip(shown, values[len(names) :], strict=True):

@@ -233,9 +233,9 @@ def key_data(pid: int, key: bytes) -> bytes:
 
 
 def negotiated(minor: int, unknown: Iterable[str]) -> bytes:
-    """Give a NegotiateProtocolVersion."""
+    """Give a NegotiateProtocolVersion with the minor version that will be spoken."""
     names = [name.encode() + b"\0" for name in unknown]
-    return message(b"v", _INT.pack(minor) + _INT.pack(len(names)) + b"".join(names))
+    return message(b"v", _INT.pack(PROTOCOL_3_0 + minor) + _INT.pack(len(names)) + b"".join(names))
 
 
 # Errors and notices

@@ -141,7 +141,9 @@ class Script:
         if self._implicit or not transaction.open:
             self._door.warn("25P01", "there is no transaction in progress")
         commits = part.verb is Verb.COMMIT and not member.failed
-        modes, self._implicit = transaction.modes, False
+        # An error takes back what its own BEGIN has set, as in PostgreSQL.
+        modes = transaction.inherited if member.failed else transaction.modes
+        self._implicit = False
         if part.verb is Verb.COMMIT:
             yield from member.commit()
         else:
@@ -149,6 +151,7 @@ class Script:
         if part.chains:
             yield from member.get_ready()
             yield from transaction.begin(modes)
+            transaction.inherited = modes
         return b"COMMIT" if commits else b"ROLLBACK"
 
     def _begin(self, part: Statement) -> Steps:

@@ -47,6 +47,7 @@ class VirtualTransaction:
         "has_modes",
         "held_cursors",
         "in_pipeline",
+        "inherited",
         "modes",
         "open",
         "session",
@@ -85,6 +86,8 @@ class VirtualTransaction:
         """It has modes of its own, which end with it."""
         self.modes = b""
         """The command that began it."""
+        self.inherited = b"BEGIN"
+        """The modes that it has from the transaction before, by AND CHAIN."""
         self._guarded = False
         self._uses_cursors = False
         self._local: dict[str, str | None] | None = None  # what SET LOCAL has hidden
