@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import select
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from .client_statements import ClientStatements
 
 _CHUNK: Final = 65536
-_PATIENCE: Final = 30.0  # seconds for a client that takes nothing of what it asked for
+_PATIENCE: Final = 30  # seconds for a client that takes nothing of what it asked for
 _STALLS: Final = 0.2  # seconds after which it takes nothing, at the end of a test
 _MOMENT: Final = 0.001
 _HANDSHAKE: Final = 10.0  # seconds for its first message
-_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Client:
@@ -73,7 +72,10 @@ class Client:
         self._socket.settimeout(_HANDSHAKE)
         header = self._exactly(4)
         raw = header + self._exactly(wire.startup_size(header) - 4)
-        self._socket.settimeout(_PATIENCE)
+        # The kernel's own limit: a time-out of Python's costs a poll for each call.
+        self._socket.settimeout(None)
+        limit = struct.pack("@ll", _PATIENCE, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         return raw
 
     def _exactly(self, size: int) -> bytes:
@@ -97,7 +99,6 @@ class Client:
             return message
         try:
             while (message := self.next_message()) is None:
-                self.wait()
                 if not self.read():
                     return None
         except OSError:
@@ -108,12 +109,6 @@ class Client:
         """Give a message without waiting for one."""
         message, self._put_back = self._put_back, None
         return message or self.next_message()
-
-    def wait(self) -> None:
-        """Wait until something can be read, however long that takes."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll()
 
     def next_message(self) -> Message | None:
         """Give a message that has been read whole; raises ProtocolViolation."""

@@ -64,7 +64,8 @@ class Exchange:
     def send(self, data: bytes, *, quiet: bool = False) -> Steps:
         """Send messages and pass on what is answered; raises AnsweredError.
 
-        The last CommandComplete is held back: what a commit says may take its place.
+        The last CommandComplete is held back: what a commit says may take its place. Of `quiet`
+        messages, which are ours, the client is told nothing but of the settings they change.
         """
         self._channel.begin()
         self._backend.past_libpq = True
@@ -92,12 +93,14 @@ class Exchange:
             if kind == _ERROR:
                 self.release()
                 failed = AnsweredError(self._client.statements.as_named(piece))
+            elif quiet and kind != _STATUS:
+                continue
             elif kind == _COMPLETE:
                 self.complete(piece)
             elif kind == _COPY_IN:
                 self._pass_on(kind, piece)
                 pieces.extend(self._copy_in(answers, extended=extended))
-            elif not quiet and kind != _NOTIFICATION and (kind != _PARSED or self._parsed()):
+            elif kind != _NOTIFICATION and (kind != _PARSED or self._parsed()):
                 self._pass_on(kind, piece)
 
     def _pass_on(self, kind: int, piece: bytes) -> None:

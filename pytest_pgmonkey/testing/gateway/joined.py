@@ -21,7 +21,7 @@ from ..sandbox.core.handover import read
 from ..sandbox.core.member import CLOSED
 from ..sandbox.core.refusals import no_two_phase
 from ..sandbox.core.script import Script, discard_all
-from ..sandbox.core.settings import Session, assignment
+from ..sandbox.core.settings import Session, assignment, untouched
 from ..sandbox.core.statements import discards_all, is_script, park, prepare, refuse_outside
 from . import wire
 from .extended import Extended
@@ -309,6 +309,9 @@ class JoinedSession:
         self._extended.discard()
         self._client.kept.clear()
         yield from self._restore_given(())
+        session = untouched(self._client.settings)
+        self.member.transaction.session = self._backend.settings_of = session
+        self._settings_changed = True
         self.tag(b"DISCARD ALL")
 
     def _deallocated(self, parts: Parts) -> bytes | None:
@@ -336,7 +339,7 @@ class JoinedSession:
     def _restore_given(self, names: tuple[str, ...]) -> Steps:
         for name, value in self._client.settings:
             if not names or name.lower() in names:
-                yield from self._backend.run(assignment(name, value))
+                yield from self._exchange.send(wire.query(assignment(name, value)), quiet=True)
 
     def _keep_settings(self) -> Steps:
         """Keep what a transaction has left: the client goes on to other tests with it."""

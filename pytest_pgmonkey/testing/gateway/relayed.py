@@ -71,7 +71,7 @@ class RelayedSession:
             "application_name": client.parameters.get("application_name", ""),
             "options": with_settings(conninfo.get("options", ""), client.settings),
         }
-        self._conn: Final = psycopg.connect(**keywords, autocommit=True)
+        self._conn: Final = psycopg.connect(**keywords, autocommit=True, prepare_threshold=None)
         self._set_up()
         self._fd: Final = self._conn.pgconn.socket
         self._answers = Answers(_PASSED_ON)
@@ -144,7 +144,9 @@ class RelayedSession:
         self._closed.wait(_PATIENCE)
 
     def close(self) -> None:
-        """Close the session."""
+        """Close the session; nothing that the client has asked for goes on."""
+        if self._unanswered:
+            self.cancel()
         self._conn.close()
         self._closed.set()
 
