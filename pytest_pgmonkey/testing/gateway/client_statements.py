@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from ..lexer import statements
+from ..sandbox.core.statements import CONTROL
 from .wire import fields_of, report
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ _OURS: Final = b"_pgmonkey_"
 class ClientStatement:
     """One of them; `parts` is more than one statement only where the server will refuse it."""
 
-    __slots__ = ("home", "name", "parse", "parts", "text")
+    __slots__ = ("home", "is_control", "is_plain", "name", "parse", "parts", "text")
 
     def __init__(self, parse: Parse) -> None:
         self.parse: Final = parse
         self.text: Final = parse.query.decode(errors="surrogateescape")
         self.parts: Final[tuple[Statement, ...]] = statements(self.text)
+        alone = len(self.parts) == 1
+        self.is_control: Final = alone and self.parts[0].verb in CONTROL
+        """Whether it begins or ends a transaction."""
+        self.is_plain: Final = all(part.plain for part in self.parts)
         self.home: object = None
         """The session that it is prepared in."""
         self.name = b""

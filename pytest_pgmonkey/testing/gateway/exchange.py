@@ -47,6 +47,7 @@ class Exchange:
         self._parsed: Final = parsed
         self._channel: Final = Channel(member.backend.pgconn, client, self._abandoned)
         self._held = b""
+        self._status = pq.TransactionStatus.IDLE
         self.has_copied = False
         """Whether a COPY has taken the client's Sync for a part of it."""
 
@@ -67,15 +68,21 @@ class Exchange:
         The last CommandComplete is held back: what a commit says may take its place. Of `quiet`
         messages, which are ours, the client is told nothing but of the settings they change.
         """
+        failed = self.pass_through(data, quiet=quiet)
+        if self._status != self._backend.pgconn.transaction_status:
+            yield from self._backend.run(b"")  # libpq sees it now
+        if failed is not None:
+            raise failed
+
+    def pass_through(self, data: bytes, *, quiet: bool = False) -> AnsweredError | None:
+        """Do the same and give the error; after one libpq may not know of it."""
         self._channel.begin()
         self._backend.past_libpq = True
         self._channel.send(data)
         failed, status = self._answers(extended=data[0] != _QUERY, quiet=quiet)
         self._backend.past_libpq = False
-        if _LIBPQ_STATUS[status] != self._backend.pgconn.transaction_status:
-            yield from self._backend.run(b"")
-        if failed is not None:
-            raise failed
+        self._status = _LIBPQ_STATUS[status]
+        return failed
 
     def _answers(self, *, extended: bool, quiet: bool) -> tuple[AnsweredError | None, int]:
         """Pass answers on up to the server's ReadyForQuery; gives the error and the status."""

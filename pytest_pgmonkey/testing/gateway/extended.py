@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from .. import passage
 from ..lexer import Verb
 from ..sandbox.core.refusals import no_two_phase
-from ..sandbox.core.statements import CONTROL, Door, park, prepare, refuse_outside
+from ..sandbox.core.statements import Door, park, prepare, refuse_outside
 from . import wire
 from .client_statements import ClientStatement
 from .exchange import Exchange
@@ -70,7 +70,9 @@ class Extended:
         self._group = _Group()
         try:
             for message in batch:
-                yield from self._queue(message)
+                waits = self._queue(message)
+                if waits is not None:
+                    yield from waits
             yield from self._send_group()
             self.exchange.release()
         except BaseException:
@@ -80,34 +82,36 @@ class Extended:
                     self._client.statements.remove(statement.parse.name)
             raise
 
-    def _queue(self, message: Message) -> Steps:
-        kind, raw, group = message.kind, message.raw, self._group
+    def _queue(self, message: Message) -> Steps | None:
+        """Queue a message; gives what must be waited for, if anything."""
+        kind, raw = message.kind, message.raw
+        if kind == _BIND:
+            return self._bind(Bind.read(raw))
+        if kind == _EXECUTE:
+            return self._execute(raw)
+        if kind == _DESCRIBE:
+            return self._describe(raw)
         if kind == _PARSE:
-            yield from self._parse(ClientStatement(Parse.read(raw)))
-        elif kind == _BIND:
-            yield from self._bind(Bind.read(raw))
-        elif kind == _EXECUTE:
-            yield from self._execute(raw)
-        elif kind == _DESCRIBE:
-            yield from self._describe(raw)
-        elif kind == _CLOSE:
-            yield from self._close(raw)
-        else:
-            raise ClientError("08P01", f"invalid frontend message type {kind}")
-        if group.size > _MOST_QUEUED:
-            yield from self._send_group()
+            return self._parse(ClientStatement(Parse.read(raw)))
+        if kind == _CLOSE:
+            return self._close(raw)
+        raise ClientError("08P01", f"invalid frontend message type {kind}")
 
-    def _parse(self, statement: ClientStatement) -> Steps:
+    def _parse(self, statement: ClientStatement) -> Steps | None:
         client, name = self._client, statement.parse.name
         if name and client.statements.get(name) is not None:
             shown = name.decode(errors="replace")
             raise ClientError("42P05", f'prepared statement "{shown}" already exists')
         client.statements.add(statement)
-        if _is_control(statement):
-            yield from self._send_group()
-            self.exchange.tell(wire.PARSE_COMPLETE)
-        else:
-            self._group.parse(statement, self, told=True)
+        if statement.is_control:
+            return self._answer(wire.PARSE_COMPLETE)
+        self._group.parse(statement, self, told=True)
+        return None
+
+    def _answer(self, data: bytes) -> Steps:
+        """Answer a message ourselves, after those that the server is to answer."""
+        yield from self._send_group()
+        self.exchange.tell(data)
 
     def _settle_statement(self, name: bytes) -> ClientStatement:
         """Give a statement that this session knows from now on."""
@@ -117,72 +121,75 @@ class Extended:
             shown = shown or "unnamed prepared statement"
             raise ClientError("26000", f"{shown} does not exist")
         fresh = statement.home is self if name else self._group.unnamed is statement
-        if not fresh and not _is_control(statement):
+        if not fresh and not statement.is_control:
             self._group.parse(statement, self, told=False)
         return statement
 
-    def _bind(self, bind: Bind) -> Steps:
+    def _bind(self, bind: Bind) -> Steps | None:
         statement = self._settle_statement(bind.statement)
         self._portals[bind.portal] = statement
-        if _is_control(statement):
-            yield from self._send_group()
-            self.exchange.tell(wire.BIND_COMPLETE)
-            return
-        if not all(part.plain for part in statement.parts):
-            # A command of our own would end the unnamed portal.
-            yield from self._send_group()
-            yield from self._session.get_ready(statement.parts)
-            refuse_outside(self._member, statement.parts, autocommit=True)
-            yield from prepare(self._member, statement.parts, bind.texts(), self._session)
-            self._settle_statement(bind.statement)
+        if statement.is_control:
+            return self._answer(wire.BIND_COMPLETE)
         if bind.portal:
             self._named_portals.add(bind.portal)
             self._member.transaction.pin()
+        if not statement.is_plain:
+            return self._prepare(bind, statement)
+        self._group.add(bind.of(statement.name))
+        return None
+
+    def _prepare(self, bind: Bind, statement: ClientStatement) -> Steps:
+        """Run what comes before a statement; here, as it would end the unnamed portal."""
+        parts = statement.parts
+        yield from self._send_group()
+        yield from self._session.get_ready(parts)
+        refuse_outside(self._member, parts, autocommit=True)
+        yield from prepare(self._member, parts, bind.texts(), self._session)
+        self._settle_statement(bind.statement)
         self._group.add(bind.of(statement.name))
 
-    def _describe(self, raw: bytes) -> Steps:
+    def _describe(self, raw: bytes) -> Steps | None:
         kind, name = wire.target(raw)
-        if kind == _STATEMENT:
-            statement: ClientStatement | None = self._settle_statement(name)
-        else:
-            statement = self._portals.get(name)
-        if statement is not None and _is_control(statement):
-            yield from self._send_group()
-            self.exchange.tell((wire.NO_PARAMETERS if kind == _STATEMENT else b"") + wire.NO_DATA)
-        elif statement is not None and kind == _STATEMENT:
-            self._group.add(wire.about(b"D", b"S", statement.name))
-        else:
-            self._group.add(raw)
+        of_statement = kind == _STATEMENT
+        statement = self._settle_statement(name) if of_statement else self._portals.get(name)
+        if statement is not None and statement.is_control:
+            return self._answer((wire.NO_PARAMETERS if of_statement else b"") + wire.NO_DATA)
+        if statement is not None and of_statement:
+            raw = wire.about(b"D", b"S", statement.name)
+        self._group.add(raw)
+        return None
 
-    def _close(self, raw: bytes) -> Steps:
+    def _close(self, raw: bytes) -> Steps | None:
         kind, name = wire.target(raw)
         if kind == _STATEMENT:
             statement = self._client.statements.remove(name)
             known = statement is not None and statement.home is self and statement.name
-            self._group.add(wire.about(b"C", b"S", known or b"_pgmonkey_none"))
+            raw = wire.about(b"C", b"S", known or b"_pgmonkey_none")
         else:
             self._portals.pop(name, None)
             self._named_portals.discard(name)
-            self._group.add(raw)
-        yield from ()
+        self._group.add(raw)
+        return None
 
-    def _execute(self, raw: bytes) -> Steps:
-        portal = wire.cstring(raw, 5)[0]
-        statement = self._portals.get(portal)
-        parts = statement.parts if statement is not None else ()
-        if statement is not None and _is_control(statement):
-            yield from self._send_group()
-            yield from self._control(parts[0])
-            return
-        self._group.execute(raw, parts)
-        if not all(part.plain for part in parts):
-            yield from self._send_group()
-            yield from self._session.after(parts)
-            yield from park(self._member, parts)
+    def _execute(self, raw: bytes) -> Steps | None:
+        statement = self._portals.get(wire.cstring(raw, 5)[0])
+        if statement is not None and statement.is_control:
+            return self._control(statement.parts[0])
+        self._group.execute(raw, statement.parts if statement is not None else ())
+        if statement is not None and not statement.is_plain:
+            return self._finish(statement.parts)
+        return None
+
+    def _finish(self, parts: Parts) -> Steps:
+        """Run what comes after a statement."""
+        yield from self._send_group()
+        yield from self._session.after(parts)
+        yield from park(self._member, parts)
 
     def _control(self, part: Statement) -> Steps:
         """Begin or end a transaction."""
         transaction = self._member.transaction
+        yield from self._send_group()
         if part.verb is Verb.TWO_PHASE:
             raise no_two_phase()
         yield from self._session.get_ready((part,))
@@ -260,8 +267,3 @@ class _Group:
     def parsed(self) -> bool:
         """Note that a Parse has succeeded; gives whether the client is told."""
         return self.parsing.popleft()[1]
-
-
-def _is_control(statement: ClientStatement) -> bool:
-    parts = statement.parts
-    return len(parts) == 1 and parts[0].verb in CONTROL

@@ -22,7 +22,15 @@ from ..sandbox.core.member import CLOSED
 from ..sandbox.core.refusals import no_two_phase
 from ..sandbox.core.script import Script, discard_all
 from ..sandbox.core.settings import Session, assignment, untouched
-from ..sandbox.core.statements import discards_all, is_script, park, prepare, refuse_outside
+from ..sandbox.core.statements import (
+    begins_at_once,
+    discards_all,
+    is_in_place,
+    is_script,
+    park,
+    prepare,
+    refuse_outside,
+)
 from . import wire
 from .extended import Extended
 from .reports import AnsweredError, ClientError, error_report, notice_report
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 _QUERY, _SYNC, _FLUSH, _TERMINATE = b"QSHX"
 _CALL = ord("F")
 _COPY: Final = frozenset(b"dcf")
+_TOLD: Final = (AnsweredError, ClientError, ProtocolViolation, SandboxError, psycopg.Error)
 _ODD: Final = "surrogateescape"  # of a text that is not in UTF-8
 _MOST_QUEUED: Final = 262144  # bytes of a client that are sent to the server without its Sync
 _NAMES_ITSELF: Final = ("application_name", "pg_stat_activity", "pg_settings")
@@ -190,31 +199,26 @@ class JoinedSession:
                     raise ClientError("57P01", member.ended)
                 member.transaction.in_pipeline = False
                 wait(steps)
-            except AnsweredError as error:
-                self._backend.expects_cancels |= error.sqlstate == "57014"
-                raise
-            except psycopg.Error as error:
-                member.explain(error)
-                raise
-            except (SandboxError, ClientError, ProtocolViolation):
+            except _TOLD as error:
+                self._explain(error)
                 raise
             except BaseException:
                 self._backend.unsettled = True
                 raise
             finally:
                 member.after()
-        except (
-            AnsweredError,
-            ClientError,
-            ProtocolViolation,
-            SandboxError,
-            psycopg.Error,
-        ) as error:
+        except _TOLD as error:
             self._exchange.release()
             offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
             self._client.out += error_report(error, offset=offset)
             return False
         return True
+
+    def _explain(self, error: Exception) -> None:
+        if isinstance(error, psycopg.Error):
+            self.member.explain(error)
+        elif isinstance(error, AnsweredError):
+            self._backend.expects_cancels |= error.sqlstate == "57014"
 
     def _tell_ready(self) -> None:
         member = self.member
@@ -227,11 +231,39 @@ class JoinedSession:
         text = "CALL" if message.kind == _CALL else message.raw[5:-1].decode(errors=_ODD)
         parts = statements(text)
         self._client.statements.remove(b"")  # as a server does
-        if parts:
+        if len(parts) == 1 and parts[0].plain and self._at_once(message.raw, parts[0]):
+            pass
+        elif parts:
             self._operate(self._settled(self._query(message.raw, parts, text)))
         else:
             self._client.out += wire.EMPTY_QUERY
         self._tell_ready()
+
+    def _at_once(self, raw: bytes, part: Statement) -> bool:
+        """Run a plain statement that needs nothing before it; gives whether it was one.
+
+        The shortest way, taken by nearly every statement.
+        """
+        member, transaction = self.member, self.member.transaction
+        if (
+            member.turn.take(member)
+            and member.turn.displaced is None
+            and not self._backend.behind
+            and is_in_place(member)
+            and (transaction.open or (part.read_only and begins_at_once(member)))
+        ):
+            transaction.unit = not transaction.open
+            self._operate(self._passing(raw, part))
+            return True
+        return False
+
+    def _passing(self, raw: bytes, part: Statement) -> Steps:
+        transaction = self.member.transaction
+        transaction.note(part)
+        yield from passage.passing(part, self._client, self._exchange.send(raw))
+        if transaction.unit:
+            transaction.close()  # it has only read
+        self._exchange.release()
 
     def _query(self, raw: bytes, parts: Parts, text: str) -> Steps:
         member = self.member

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...lexer import Verb
+from .backend import Level
 from .refusals import no_block
 
 if TYPE_CHECKING:
@@ -42,6 +43,29 @@ class Door(Protocol):
 def speak_of_transactions(parts: Parts) -> bool:
     """Whether any of the statements begins or ends one."""
     return any(part.verb in CONTROL for part in parts)
+
+
+def is_in_place(member: Member) -> bool:
+    """Whether the backend is where the member left it, but for answers to be collected."""
+    backend, transaction = member.backend, member.transaction
+    return not (
+        transaction.suspended
+        or backend.settings_of is not transaction.session
+        or backend.stale_cursors
+    )
+
+
+def begins_at_once(member: Member) -> bool:
+    """Whether a plain statement in autocommit needs nothing before it."""
+    backend, transaction = member.backend, member.transaction
+    session = transaction.session
+    return (
+        backend.level is Level.STANDING
+        and not (session is not None and session.sets_modes)
+        # A commit that does more than end it would have to ask the server.
+        and backend.deferrable == []
+        and not transaction.temporary
+    )
 
 
 def is_script(member: Member, parts: Parts, *, autocommit: bool) -> bool:

@@ -17,7 +17,9 @@ from ..core.backend import Level
 from ..core.refusals import RefusedError, no_two_phase
 from ..core.script import Script, discard_all
 from ..core.statements import (
+    begins_at_once,
     discards_all,
+    is_in_place,
     is_script,
     park,
     prepare,
@@ -117,23 +119,16 @@ def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps |
     """Give what runs a plain statement where there is little or nothing to do before it."""
     backend, transaction = member.backend, member.transaction
     session = transaction.session
-    if transaction.suspended or backend.settings_of is not session or backend.stale_cursors:
+    if not is_in_place(member):
         return None
     if not transaction.open:
-        if session is not None and session.sets_modes:
-            return None
         if conn.autocommit:
-            # A commit that does more than end it would have to ask the server.
-            if (
-                backend.level is not Level.STANDING
-                or backend.deferrable != []
-                or transaction.temporary
-            ):
+            if not begins_at_once(member):
                 return None
             transaction.unit = True
             if not part.read_only:
                 gen = _stream_on(member, gen)
-        elif conn.begin_command() != b"BEGIN":
+        elif (session is not None and session.sets_modes) or conn.begin_command() != b"BEGIN":
             return None
         elif backend.is_direct:
             return _begin_outer(member, gen)
