@@ -165,8 +165,7 @@ class Client:
 
     def note_report(self, raw: bytes) -> None:
         """Note what a ParameterStatus of the server's tells it."""
-        name, value = raw[5:-1].split(b"\0")
-        self.reported[name.decode()] = value.decode(errors="replace")
+        self.reported.update([wire.read_parameter_status(raw)])
 
     def tell_ready(self, status: int) -> None:
         """Tell it that it may go on, with the status of its transaction."""

@@ -32,8 +32,10 @@ class ClientStatement:
         self.text: Final = parse.query.decode(errors="surrogateescape")
         self.parts: Final[tuple[Statement, ...]] = statements(self.text)
         alone = len(self.parts) == 1
-        self.is_control: Final = alone and self.parts[0].verb in CONTROL
-        """Whether it begins or ends a transaction."""
+        self.is_control: Final = alone and (
+            self.parts[0].verb in CONTROL or self.parts[0].words == ("DISCARD", "ALL")
+        )
+        """Whether the sandbox runs something in its place: it begins or ends a transaction."""
         self.is_plain: Final = all(part.plain for part in self.parts)
         self.home: object = None
         """The session that it is prepared in."""

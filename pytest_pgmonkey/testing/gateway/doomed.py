@@ -78,6 +78,7 @@ class DoomedSession:
     def _end(self) -> None:
         self._client.out += wire.complete(b"ROLLBACK")
         self._client.doomed = False
+        self._client.status = ord("I")
 
     def _query(self, raw: bytes) -> None:
         text = raw[5:-1].decode(errors="surrogateescape")

@@ -48,6 +48,8 @@ class Exchange:
         self._channel: Final = Channel(member.backend.pgconn, client, self._abandoned)
         self._held = b""
         self._status = pq.TransactionStatus.IDLE
+        self.changed: dict[str, str] = {}
+        """Settings of which the client is yet to be told, as a server does before it is ready."""
         self.has_copied = False
         """Whether a COPY has taken the client's Sync for a part of it."""
 
@@ -112,8 +114,9 @@ class Exchange:
 
     def _pass_on(self, kind: int, piece: bytes) -> None:
         if kind == _STATUS:
-            self._client.note_report(piece)
-        elif kind == _SUSPENDED:
+            self.changed.update([wire.read_parameter_status(piece)])
+            return
+        if kind == _SUSPENDED:
             self._member.transaction.pin()  # others would make a portal of the same name
         self.tell(piece)
 
@@ -121,6 +124,13 @@ class Exchange:
         """Tell the client something, after what was held back."""
         self.release()
         self._client.out += data
+
+    def tell_changed(self) -> None:
+        """Tell the client of settings that have changed."""
+        for name, value in self.changed.items():
+            if self._client.reported.get(name) != value:
+                self._client.out += self._client.report(name, value)
+        self.changed.clear()
 
     # CommandComplete
 

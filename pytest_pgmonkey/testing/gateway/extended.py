@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import psycopg
+
 from .. import passage
 from ..lexer import Verb
 from ..sandbox.core.refusals import no_two_phase
@@ -46,6 +48,9 @@ class Session(Door, Protocol):
     def script(self, parts: Parts, text: str) -> Steps:
         """Run statements that speak of transactions."""
 
+    def discard_all(self, part: Statement) -> Steps:
+        """Run DISCARD ALL."""
+
     def tag(self, tag: bytes) -> None:
         """Tell of a command that was not sent as it is."""
 
@@ -60,6 +65,7 @@ class Extended:
         self._group = _Group()
         self._portals: dict[bytes, ClientStatement] = {}
         self._named_portals: set[bytes] = set()
+        self._refused: dict[bytes, psycopg.Error] = {}
         self.exchange: Final = Exchange(client, member, self._parsed)
 
     def _parsed(self) -> bool:
@@ -70,9 +76,7 @@ class Extended:
         self._group = _Group()
         try:
             for message in batch:
-                waits = self._queue(message)
-                if waits is not None:
-                    yield from waits
+                yield from self._take(message)
             yield from self._send_group()
             self.exchange.release()
         except BaseException:
@@ -81,6 +85,15 @@ class Extended:
                 if told:
                     self._client.statements.remove(statement.parse.name)
             raise
+
+    def _take(self, message: Message) -> Steps:
+        try:
+            waits = self._queue(message)
+        except (ClientError, wire.ProtocolViolation):
+            yield from self._send_group()  # what came before is answered before
+            raise
+        if waits is not None:
+            yield from waits
 
     def _queue(self, message: Message) -> Steps | None:
         """Queue a message; gives what must be waited for, if anything."""
@@ -143,8 +156,12 @@ class Extended:
         parts = statement.parts
         yield from self._send_group()
         yield from self._session.get_ready(parts)
-        refuse_outside(self._member, parts, autocommit=True)
-        yield from prepare(self._member, parts, bind.texts(), self._session)
+        try:
+            refuse_outside(self._member, parts, autocommit=True)
+        except psycopg.Error as error:
+            self._refused[bind.portal] = error  # which is told when it is executed
+        else:
+            yield from prepare(self._member, parts, bind.texts(), self._session)
         self._settle_statement(bind.statement)
         self._group.add(bind.of(statement.name))
 
@@ -172,13 +189,20 @@ class Extended:
         return None
 
     def _execute(self, raw: bytes) -> Steps | None:
-        statement = self._portals.get(wire.cstring(raw, 5)[0])
+        portal = wire.cstring(raw, 5)[0]
+        statement = self._portals.get(portal)
+        if self._refused and portal in self._refused:
+            return self._refuse(self._refused.pop(portal))
         if statement is not None and statement.is_control:
             return self._control(statement.parts[0])
         self._group.execute(raw, statement.parts if statement is not None else ())
         if statement is not None and not statement.is_plain:
             return self._finish(statement.parts)
         return None
+
+    def _refuse(self, error: psycopg.Error) -> Steps:
+        yield from self._send_group()
+        raise error
 
     def _finish(self, parts: Parts) -> Steps:
         """Run what comes after a statement."""
@@ -193,7 +217,9 @@ class Extended:
         if part.verb is Verb.TWO_PHASE:
             raise no_two_phase()
         yield from self._session.get_ready((part,))
-        if transaction.unit and part.verb is Verb.BEGIN:
+        if part.verb is Verb.DISCARD:
+            yield from self._session.discard_all(part)
+        elif transaction.unit and part.verb is Verb.BEGIN:
             transaction.adopt_unit(part.text.encode())
             self._session.tag(b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN")
         else:

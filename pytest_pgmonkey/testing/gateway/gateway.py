@@ -60,6 +60,8 @@ class Gateway:
         self._leading = leading
         self._conninfo: Final = conninfo
         self._greetings = Greetings(greeter)
+        # Where no test runs: whatever a client says, nothing is ever written.
+        self._outside: Final = OuterTransaction(conninfo, reads_only=True)
         self._clients: dict[Client, _Session | None] = {}
         self._lock = threading.Lock()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -84,7 +86,12 @@ class Gateway:
     # Tests
 
     def end_sessions(self) -> None:
-        """End the sessions that clients have in databases of their own: those are dropped next."""
+        """End the sessions that clients have outside of the sandbox.
+
+        Their databases are copied or dropped next.
+        """
+        self._outside.reset()
+        self._outside.close()
         for client, session in list(self._clients.items()):
             if isinstance(session, RelayedSession):
                 session.end()
@@ -109,6 +116,7 @@ class Gateway:
             self._dismiss(client, _RUN_HAS_ENDED)
         for thread in list(self._threads):
             thread.join(_PATIENCE)
+        self._outside.close()
 
     def forget_in_fork(self) -> None:
         """Leave the clients to the parent."""
@@ -171,12 +179,10 @@ class Gateway:
         def still_leads() -> bool:
             return self._leading() is leading
 
-        if leading is None:
-            return RelayedSession(client, self._conninfo, still_leads, reads_only=True)
-        lead = leading.leads_to
+        lead = self._outside if leading is None else leading.leads_to
         if isinstance(lead, OuterTransaction):
             return JoinedSession(client, lead, still_leads)
-        return RelayedSession(client, lead, still_leads, reads_only=False)
+        return RelayedSession(client, lead, still_leads)
 
     # The handshake
 

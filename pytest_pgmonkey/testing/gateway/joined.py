@@ -54,6 +54,12 @@ _QUERY, _SYNC, _FLUSH, _TERMINATE = b"QSHX"
 _CALL = ord("F")
 _COPY: Final = frozenset(b"dcf")
 _TOLD: Final = (AnsweredError, ClientError, ProtocolViolation, SandboxError, psycopg.Error)
+_READ_ONLY: Final = "25006"
+_OUTSIDE: Final = (
+    "the database is used outside of a test that has one, where it can only be read. Let the test "
+    "ask for it: with a fixture (pgmonkey, pgmonkey_dsn, …) or with @pytest.mark.pgmonkey; a "
+    "session fixture can write to the prepared database inside `with pgmonkey_database.unblock():`"
+)
 _ODD: Final = "surrogateescape"  # of a text that is not in UTF-8
 _MOST_QUEUED: Final = 262144  # bytes of a client that are sent to the server without its Sync
 _NAMES_ITSELF: Final = ("application_name", "pg_stat_activity", "pg_settings")
@@ -147,7 +153,7 @@ class JoinedSession:
     def is_over(self) -> bool:
         """Whether the client leads elsewhere from now."""
         member = self.member
-        if member.ended or member.returned:
+        if member.ended or member.returned or self._backend.dead:
             return True
         return not (member.open or member.transaction.unit or self._still_leads())
 
@@ -209,10 +215,15 @@ class JoinedSession:
                 member.after()
         except _TOLD as error:
             self._exchange.release()
-            offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
-            self._client.out += error_report(error, offset=offset)
+            self._client.out += self._report(error)
             return False
         return True
+
+    def _report(self, error: Exception) -> bytes:
+        offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
+        if self._backend.reads_only and getattr(error, "sqlstate", "") == _READ_ONLY:
+            return wire.failure("57P03", _OUTSIDE)
+        return error_report(error, offset=offset)
 
     def _explain(self, error: Exception) -> None:
         if isinstance(error, psycopg.Error):
@@ -223,6 +234,7 @@ class JoinedSession:
     def _tell_ready(self) -> None:
         member = self.member
         status = "E" if member.failed else "T" if member.open else "I"
+        self._exchange.tell_changed()
         self._client.tell_ready(ord(status))
 
     # Simple queries
@@ -250,7 +262,7 @@ class JoinedSession:
             and member.turn.displaced is None
             and not self._backend.behind
             and is_in_place(member)
-            and (transaction.open or (part.read_only and begins_at_once(member)))
+            and (transaction.open or (part.read_only and begins_at_once(member, part)))
         ):
             transaction.unit = not transaction.open
             self._operate(self._passing(raw, part))
@@ -271,7 +283,7 @@ class JoinedSession:
         if is_script(member, parts, autocommit=True):
             yield from self.script(parts, text)
         elif discards_all(member, parts, autocommit=True):
-            yield from passage.passing(parts[0], self._client, self._discard_all())
+            yield from self.discard_all(parts[0])
         elif (closed := self._deallocated(parts)) is not None:
             yield from self._exchange.send(wire.about(b"C", b"S", closed) + wire.SYNC, quiet=True)
             self.tag(b"DEALLOCATE")
@@ -336,6 +348,14 @@ class JoinedSession:
                 transaction.session.values = before.values
         yield from self.member.get_ready()
 
+    def discard_all(self, part: Statement) -> Steps:
+        """Run DISCARD ALL; in a transaction the server refuses it."""
+        if discards_all(self.member, (part,), autocommit=True):
+            run = self._discard_all()
+        else:
+            run = self._exchange.send(wire.query(b"DISCARD ALL"))
+        return (yield from passage.passing(part, self._client, run))
+
     def _discard_all(self) -> Steps:
         yield from discard_all(self.member)
         self._extended.discard()
@@ -386,8 +406,8 @@ class JoinedSession:
         values = yield from read(self._backend, names + shown)
         client.kept = {n: v for n, v in zip(names, values, strict=False) if v is not None}
         for name, value in zip(shown, values[len(names) :], strict=True):
-            if value is not None and value != client.reported[name]:
-                client.out += client.report(name, value)
+            if value is not None:
+                self._exchange.changed[name] = value
 
     # Extended queries
 

@@ -39,32 +39,19 @@ _CHUNK: Final = 65536
 _IDLE: Final = ord("I")
 _PATIENCE: Final = 2.0  # seconds for its thread to close a session
 _FULL: Final = 1 << 20  # bytes that one side may be behind the other
-_READ_ONLY: Final = b"25006"
-_OUTSIDE: Final = (
-    "the database is used outside of a test that has one, where it can only be read. Let the test "
-    "ask for it: with a fixture (pgmonkey, pgmonkey_dsn, …) or with @pytest.mark.pgmonkey; a "
-    "session fixture can write to the prepared database inside `with pgmonkey_database.unblock():`"
-)
 
 
 class RelayedSession:
     """A client's session of its own with a server.
 
-    `reads_only` is for where no test runs: writes are refused with the sentence that says so.
     Raises psycopg.OperationalError where it cannot be had.
     """
 
     def __init__(
-        self,
-        client: Client,
-        conninfo: Mapping[str, str],
-        still_leads: Callable[[], bool],
-        *,
-        reads_only: bool,
+        self, client: Client, conninfo: Mapping[str, str], still_leads: Callable[[], bool]
     ) -> None:
         self._client: Final = client
         self._still_leads: Final = still_leads
-        self._reads_only: Final = reads_only
         # As the client's own: RESET goes back to them.
         keywords: Any = {
             **conninfo,
@@ -90,8 +77,6 @@ class RelayedSession:
         with self._conn.cursor() as cursor:
             for name, value in sorted(kept.items(), key=lambda item: item[0] == "role"):
                 cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
-            if self._reads_only:
-                cursor.execute("SET default_transaction_read_only TO on")
 
     def serve(self) -> bool:
         """Pass messages on both ways until the session ends; gives whether the client is there."""
@@ -286,7 +271,6 @@ class RelayedSession:
                 client.note_report(piece)
             elif kind == _ERROR:
                 self._drop_unparsed()
-                piece = self._explained(piece)
             client.out += piece
         client.flush()
         return bool(data)
@@ -298,9 +282,3 @@ class RelayedSession:
             parsing[0].home = None
             if parsing[1]:
                 self._client.statements.remove(parsing[0].parse.name)
-
-    def _explained(self, piece: bytes) -> bytes:
-        fields = wire.fields_of(piece)
-        if self._reads_only and fields.get("C") == _READ_ONLY:
-            return wire.report(b"E", {**fields, "C": b"57P03", "M": _OUTSIDE.encode()})
-        return piece

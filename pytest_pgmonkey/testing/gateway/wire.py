@@ -227,6 +227,12 @@ def parameter_status(name: str, value: str) -> bytes:
     return message(b"S", f"{name}\0{value}\0".encode())
 
 
+def read_parameter_status(raw: bytes) -> tuple[str, str]:
+    """Give name and value of a ParameterStatus."""
+    name, value = raw[5:-1].split(b"\0")
+    return name.decode(), value.decode(errors="replace")
+
+
 def key_data(pid: int, key: bytes) -> bytes:
     """Give a BackendKeyData."""
     return message(b"K", _INT.pack(pid) + key)

@@ -102,7 +102,10 @@ class Backend:
     before the next one. So a rollback costs no round trip.
     """
 
-    def __init__(self, conninfo: Mapping[str, str]) -> None:
+    def __init__(self, conninfo: Mapping[str, str], *, reads_only: bool = False) -> None:
+        self._begin: Final = b"BEGIN READ ONLY" if reads_only else b"BEGIN"
+        self.reads_only: Final = reads_only
+        """Whether the outer transaction can write nothing, whatever is set in it."""
         self.root: Final[psycopg.Connection[Any]] = psycopg.Connection.connect(
             **conninfo,  # type: ignore[arg-type]
             autocommit=True,
@@ -216,7 +219,7 @@ class Backend:
 
         Not where cancel requests are expected: the next SAVEPOINT could lose what it commits.
         """
-        return self.level is Level.NONE and not self.frames and not self.expects_cancels
+        return self.is_fresh and not (self.expects_cancels or self.reads_only)
 
     def _on_notice(self, result: PGresult) -> None:
         holder: SessionUser | None = self.turn.holder
@@ -331,7 +334,7 @@ class Backend:
         levels = [frame.level for frame in self.frames] + [self.level]
         for depth, level in enumerate(levels):
             if level is Level.NONE:
-                commands.append(b"BEGIN" + modes if depth == 0 else b"SAVEPOINT " + _mark(depth))
+                commands.append(self._begin + modes if depth == 0 else b"SAVEPOINT " + _mark(depth))
         return b"; ".join([*commands, SAVEPOINT])
 
     def stands(self, modes: bytes = b"") -> None:

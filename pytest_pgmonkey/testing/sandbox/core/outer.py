@@ -41,13 +41,17 @@ C = TypeVar("C", bound=ScopeConnection)
 class OuterTransaction:
     """The transaction that is rolled back with a test, and the session in which it is.
 
-    `conninfo` are the libpq keywords of the database; `wait_timeout` is in seconds. Doors let
-    members join it, and know how their clients are served.
+    `conninfo` are the libpq keywords of the database; `wait_timeout` is in seconds. With
+    `reads_only` nothing can be written in it. Doors let members join it, and know how their clients
+    are served.
     """
 
-    def __init__(self, conninfo: Mapping[str, str], wait_timeout: float = 5.0) -> None:
+    def __init__(
+        self, conninfo: Mapping[str, str], wait_timeout: float = 5.0, *, reads_only: bool = False
+    ) -> None:
         self.conninfo: Final = dict(conninfo)
         self.wait_timeout = wait_timeout
+        self._reads_only = reads_only
         self._backend: Backend | None = None
         self._opening = threading.Lock()
         # Nobody joins while a test is undone. Reentrant: a signal may ask for a connection.
@@ -73,7 +77,7 @@ class OuterTransaction:
         if backend is None:
             with self._opening:
                 if self._backend is None:
-                    self._backend = Backend(self.conninfo)
+                    self._backend = Backend(self.conninfo, reads_only=self._reads_only)
                 backend = self._backend
         return backend
 

@@ -55,7 +55,7 @@ def is_in_place(member: Member) -> bool:
     )
 
 
-def begins_at_once(member: Member) -> bool:
+def begins_at_once(member: Member, part: Statement) -> bool:
     """Whether a plain statement in autocommit needs nothing before it."""
     backend, transaction = member.backend, member.transaction
     session = transaction.session
@@ -63,8 +63,7 @@ def begins_at_once(member: Member) -> bool:
         backend.level is Level.STANDING
         and not (session is not None and session.sets_modes)
         # A commit that does more than end it would have to ask the server.
-        and backend.deferrable == []
-        and not transaction.temporary
+        and (part.read_only or (backend.deferrable == [] and not transaction.temporary))
     )
 
 

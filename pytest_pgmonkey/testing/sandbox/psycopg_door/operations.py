@@ -123,7 +123,7 @@ def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps |
         return None
     if not transaction.open:
         if conn.autocommit:
-            if not begins_at_once(member):
+            if not begins_at_once(member, part):
                 return None
             transaction.unit = True
             if not part.read_only:
