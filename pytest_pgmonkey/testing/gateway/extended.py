@@ -212,16 +212,12 @@ class Extended:
 
     def _control(self, part: Statement) -> Steps:
         """Begin or end a transaction."""
-        transaction = self._member.transaction
         yield from self._send_group()
         if part.verb is Verb.TWO_PHASE:
             raise no_two_phase()
         yield from self._session.get_ready((part,))
         if part.verb is Verb.DISCARD:
             yield from self._session.discard_all(part)
-        elif transaction.unit and part.verb is Verb.BEGIN:
-            transaction.adopt_unit(part.text.encode())
-            self._session.tag(b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN")
         else:
             yield from self._session.script((part,), part.text)
         self.exchange.release()

@@ -93,10 +93,10 @@ class Gateway:
         self._outside.reset()
         self._outside.close()
         for client, session in list(self._clients.items()):
+            if client.sending:
+                client.cut_off()  # it takes nothing of what it has asked for
             if isinstance(session, RelayedSession):
                 session.end()
-            elif client.sending:
-                client.cut_off()  # it takes nothing of what it has asked for
 
     def end_clients(self) -> None:
         """Send the clients away that end with their test."""

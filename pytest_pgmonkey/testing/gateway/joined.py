@@ -10,6 +10,7 @@ is harmless in between: the session is inside of a transaction block all the tim
 from __future__ import annotations
 
 import weakref
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -258,7 +259,8 @@ class JoinedSession:
         """
         member, transaction = self.member, self.member.transaction
         if (
-            member.turn.take(member)
+            not self._asks_for_name((part,))
+            and member.turn.take(member)
             and member.turn.displaced is None
             and not self._backend.behind
             and is_in_place(member)
@@ -338,15 +340,25 @@ class JoinedSession:
     def get_ready(self, parts: Parts) -> Steps:
         """Bring the backend to where the client left it, by its name where it is asked for."""
         client, transaction = self._client, self.member.transaction
-        name = client.parameters.get("application_name")
-        if name and not client.names_itself and any(_asks_for_name(part) for part in parts):
+        if self._asks_for_name(parts):
             client.names_itself = True
+            name = client.parameters["application_name"]
             client.settings = (*client.settings, ("application_name", name))
             before, transaction.session = transaction.session, Session(client.settings)
             if before is not None:
                 transaction.session.touch(before.names)
                 transaction.session.values = before.values
         yield from self.member.get_ready()
+
+    def _asks_for_name(self, parts: Parts) -> bool:
+        """Whether statements ask for the name that the client has, for the first time.
+
+        Nearly every client has one: for that alone no session changes hands.
+        """
+        client = self._client
+        if client.names_itself or not client.parameters.get("application_name"):
+            return False
+        return any(_names(part.text) for part in parts)
 
     def discard_all(self, part: Statement) -> Steps:
         """Run DISCARD ALL; in a transaction the server refuses it."""
@@ -383,7 +395,7 @@ class JoinedSession:
         for part in parts:
             if part.verb in (Verb.SET, Verb.SET_LOCAL) or part.sets_config:
                 self._settings_changed = True
-            if part.words[0] == "RESET":
+            if part.words[0] == "RESET" or (part.verb is Verb.SET and part.words[-1] == "DEFAULT"):
                 yield from self._restore_given(part.settings)
             if part.words[:2] == ("DEALLOCATE", "ALL"):
                 self._client.statements.clear()
@@ -441,9 +453,9 @@ class JoinedSession:
         self._exchange.release()
 
 
-def _asks_for_name(part: Statement) -> bool:
-    text = part.text.lower()
-    return any(word in text for word in _NAMES_ITSELF)
+@lru_cache(maxsize=1024)
+def _names(text: str) -> bool:
+    return any(word in text.lower() for word in _NAMES_ITSELF)
 
 
 def _nothing() -> Steps:

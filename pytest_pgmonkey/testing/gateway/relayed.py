@@ -130,13 +130,14 @@ class RelayedSession:
 
     def close(self) -> None:
         """Close the session; nothing that the client has asked for goes on."""
-        if self._unanswered:
-            self.cancel()
+        self.cancel()
         self._conn.close()
         self._closed.set()
 
     def cancel(self) -> None:
         """Cancel what the client runs."""
+        if not self._unanswered:
+            return
         with contextlib.suppress(psycopg.Error):
             self._conn.cancel_safe(timeout=5)
 

@@ -7,6 +7,7 @@ the member: a psycopg connection, for one.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from psycopg import pq
 from ...lexer import Verb
 from .backend import Client, Level
 from .handover import change_hands
+from .places import Peer
 from .refusals import explain
 from .settings import WrongSettingError, untouched
 from .transaction import VirtualTransaction
@@ -130,6 +132,11 @@ class Member:
     def name(self) -> str:
         """What it is in messages: the connection borrowed at a place, or that of a client."""
         return str(self.origin)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its client is in another process."""
+        return isinstance(self.origin, Peer) and self.origin.pid != os.getpid()
 
     @property
     def open(self) -> bool:

@@ -70,6 +70,10 @@ class Script:
     def run(self, parts: tuple[Statement, ...], text: str = "") -> Steps:
         """Run the statements of a string; the door has their results."""
         member, transaction = self._member, self._member.transaction
+        if transaction.unit:
+            # What a pipeline has done since its sync is the implicit transaction.
+            transaction.adopt_unit()
+            self._implicit = True
         if not self._door.autocommit:
             yield from transaction.begin(self._door.begin_command())
         if len(parts) > 1 or not _is_usual(parts[0]):

@@ -239,9 +239,9 @@ class VirtualTransaction:
         self.open = True
         return None
 
-    def adopt_unit(self, command: bytes) -> None:
+    def adopt_unit(self) -> None:
         """Begin with what a pipeline has done since its last sync, as the server does."""
-        self.modes = command
+        self.modes = b"BEGIN"
         self.unit, self.open = False, True
 
     def begin_again(self, command: bytes) -> Steps:
