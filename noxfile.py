@@ -43,10 +43,11 @@ def tests_oldest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
-@nox.session(name="tests-python-psycopg")
+@nox.session(name="tests-python-psycopg", venv_backend="venv", reuse_venv=True)
 def tests_python_psycopg(session: nox.Session) -> None:
-    """Run the sandbox's tests on psycopg's implementation in Python; arguments are pytest's."""
-    run(session, "pytest", *session.posargs, "tests/sandbox", PSYCOPG_IMPL="python")
+    """Run the tests on psycopg's implementation in Python; arguments are pytest's."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", *session.posargs, env={"PSYCOPG_IMPL": "python"})
 
 
 @nox.session
