@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .client import Client
 
 _CHUNK: Final = 65536
+_MOMENT: Final = 100  # ms
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _GONE: Final = "server closed the connection unexpectedly"
 
@@ -103,11 +104,12 @@ class Channel:
         """Whether the server has sent something."""
         return bool(self._inbox or self._server.poll(0))
 
-    def wait_with_client(self) -> bool:
-        """Wait for either; gives whether the server has sent something."""
+    def wait_with_client(self) -> tuple[bool, bool]:
+        """Wait for either, a moment at most; gives whether server and client have sent any."""
         if self._inbox:
-            return True
+            return True, False
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._client, select.POLLIN)
-        return any(fd == self._fd for fd, _ in poll.poll())
+        ready = {fd for fd, _ in poll.poll(_MOMENT)}
+        return self._fd in ready, self._client.fileno() in ready

@@ -26,6 +26,7 @@ _PASSED_ON: Final = b"DTtn2IsHWcdV"
 _READY, _PARSED, _COMPLETE, _ERROR, _NOTICE, _STATUS, _COPY_IN, _SUSPENDED = b"Z1CENSGs"
 _NOTIFICATION: Final = ord("A")
 _COPY_FAILS: Final = wire.message(b"f", b"the client has gone\0")
+_COPY_ENDS: Final = wire.message(b"f", b"the test has ended\0")
 _FULL: Final = 32768  # bytes for a client that are sent on without waiting for more
 _LIBPQ_STATUS: Final = {
     ord("I"): pq.TransactionStatus.IDLE,
@@ -158,15 +159,20 @@ class Exchange:
         client.flush()
         found: list[bytes] = []
         while not found and self._pass_copy_on():
-            if channel.wait_with_client():
+            from_server, from_client = channel.wait_with_client()
+            if from_server:
                 for piece in answers.feed(channel.receive()):
                     if piece[0] in (_NOTICE, _STATUS):
                         self._pass_on(piece[0], piece)
                     else:
                         found.append(piece)
-            elif not client.read_waiting():
+            elif from_client and not client.read_waiting():
                 client.dead = True
                 channel.send(_COPY_FAILS)
+                break
+            elif self._member.ended:
+                # A cancel does not reach a server that waits for data.
+                channel.send(_COPY_ENDS)
                 break
         if extended:
             channel.send(wire.SYNC)  # it has read the first one as part of the COPY
