@@ -200,12 +200,6 @@ def is_stream(gen: Any) -> bool:
     return bool(gen.gi_code is _STREAM)
 
 
-def has_queued(conn: Any) -> bool:
-    """Whether the pipeline waits for anything that was sent, or is yet to be."""
-    pipeline = conn._pipeline
-    return bool(pipeline.command_queue or pipeline.result_queue)
-
-
 def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
     """Sync a pipeline and take all of its results; gives the first error among them."""
     first: psycopg.Error | None = None

@@ -33,7 +33,6 @@ from .internals import (
     LOCAL,
     STATEMENT,
     check_parameters,
-    has_queued,
     holds,
     is_execute,
     is_extended,
@@ -227,7 +226,6 @@ def _pipelined(
 ) -> Steps:
     """Queue an operation; what must be answered before it is done outside of pipeline mode."""
     transaction = member.transaction
-    resumed = False
     if kind is DECLARE:
         raise psycopg.NotSupportedError("server-side cursors not supported in pipeline mode")
     if kind is STATEMENT and is_stream(gen):
@@ -249,18 +247,13 @@ def _pipelined(
                 yield from _prepare(member, conn, kind, parts, gen)
                 yield from _fail_outside(member, conn, parts)
             resume(member)
-            resumed = True
     elif member.backend.behind:
         # What psycopg would fetch now are answers to our own commands.
         yield from member.backend.collect()
     run = gen
     for part in parts:
         run = passage.passing(part, gen, run)
-    try:
-        result = yield from run
-    finally:
-        if resumed and not has_queued(conn):
-            member.leave_pipeline()  # nothing was sent, so that no sync is needed
+    result = yield from run
     if any(part.looks_at_timeouts for part in parts):
         yield from conn.pause_pipeline()
         yield from transaction.park_timeouts(parts[0])
