@@ -202,12 +202,14 @@ class Member:
         except BaseException:
             self.turn.give_back(self)
             raise
-        if wrote:
-            self.turn.give_back(self)
+        if wrote and self.turn.give_back(self):
             return False
+        displaced: Member | None = self.turn.keep_displaced()
+        if wrote and displaced is not None:
+            displaced.transaction.post_rollback()  # it was closed meanwhile
+            return True
         if backend.level is Level.DIRECT:
             backend.level = Level.BARE
-        displaced: Member | None = self.turn.keep_displaced()
         if displaced is not None:
             displaced.transaction.suspended = displaced.transaction.open
         return True
@@ -446,7 +448,9 @@ class Member:
         self.turn.leave(self)
 
     def _abort(self) -> None:
-        """Roll back whatever is unfinished."""
+        """Roll back whatever is unfinished, unless another member has the session by now."""
+        if not self.turn.hold(self):
+            return
         self.interrupt()
         if self.transaction.unit:
             self.transaction.end_unit(_STATUS.INERROR)

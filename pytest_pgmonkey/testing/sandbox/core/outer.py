@@ -12,6 +12,7 @@ import psycopg
 from .backend import Backend
 from .draining import is_at_rest
 from .member import Member
+from .places import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -228,13 +229,12 @@ class OuterTransaction:
             for waiter in backend.expel_waiters()
         ]
         holder: Member | None = backend.turn.holder
-        is_foreign = holder is not None and holder.is_foreign
-        if holder is not None and is_foreign:
+        if holder is not None and isinstance(holder.origin, Peer):
             _wait_for(holder)
         if holder is not None and holder.busy and not _is_running(holder):
             holder.busy, backend.unsettled = False, True
         elif holder is not None and holder.busy:
-            if not is_foreign:  # a test cannot wait for another process
+            if not holder.is_foreign:  # a test cannot wait for another process
                 problems.append(
                     f"a statement on {holder.name} still ran when the test ended; wait for your "
                     "threads and tasks before the end of a test"
@@ -348,7 +348,7 @@ class Scope(Generic[C]):
 
 
 def _wait_for(member: Member) -> None:
-    """Let a client in another process come to the end of its statement: no test can wait for it."""
+    """Let a client of the gateway come to the end of its statement, or of its leaving."""
     deadline = time.monotonic() + _CLIENT_PATIENCE
     while member.busy and time.monotonic() < deadline:
         time.sleep(_POLL)

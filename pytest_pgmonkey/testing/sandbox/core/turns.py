@@ -22,6 +22,8 @@ class Holder(Protocol):
     task: asyncio.Task[object] | None
     yielding: bool
     """Between two statements of a transaction that has perhaps only read."""
+    returned: bool
+    """Whether its loan has ended."""
 
     @property
     def open(self) -> bool:
@@ -79,8 +81,31 @@ class Turn(Queue):
         else:
             self.leave(waiter.token)
 
-    def give_back(self, member: object) -> None:
-        """Return the turn to the displaced holder: it has written, and keeps it to its end."""
+    def hold(self, member: Holder) -> bool:
+        """Have the turn to the end, where a member has it; gives whether it has.
+
+        Where it is being displaced just now, whoever displaces it ends its transaction.
+        """
+        with self._mutex:
+            if self.displaced is member:
+                member.returned = True
+            elif self.holder is member:
+                member.yielding = False
+                return True
+            return False
+
+    def give_back(self, member: object) -> bool:
+        """Return the turn to the displaced holder: it has written, and keeps it to its end.
+
+        Gives whether it is still there.
+        """
+        with self._mutex:
+            if self.displaced is not None and self.displaced.returned:
+                return False
+            self._give_back(member)
+            return True
+
+    def _give_back(self, member: object) -> None:
         with self._mutex:
             displaced, self.displaced = self.displaced, None
             if self.holder is not member:
