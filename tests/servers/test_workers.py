@@ -69,10 +69,10 @@ def test_one_server_one_schema_and_a_database_for_each_worker(
         from shared import tell
 
         @pytest.mark.parametrize("number", range(8))
-        def test_it(pgmonkey, number):
+        def test_it(pgmonkey, pgmonkey_database, number):
             assert pgmonkey.execute("SELECT count(*) FROM item").fetchone() == (0,)
             pgmonkey.execute("INSERT INTO item VALUES ('mine')")
-            tell(pgmonkey.dsn)
+            tell(pgmonkey_database.dsn)
         """
     )
     result = run("-n2")
@@ -92,8 +92,8 @@ def test_a_worker_that_crashes_takes_no_server_with_it(
         from pathlib import Path
         from shared import tell
 
-        def test_before(pgmonkey):
-            tell(pgmonkey.dsn)
+        def test_before(pgmonkey, pgmonkey_database):
+            tell(pgmonkey_database.dsn)
 
         def test_crash(pgmonkey):
             crashed = Path(f"{__name__}.crashed")
@@ -101,9 +101,9 @@ def test_a_worker_that_crashes_takes_no_server_with_it(
                 crashed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def test_after(pgmonkey):
+        def test_after(pgmonkey, pgmonkey_database):
             pgmonkey.execute("INSERT INTO item VALUES ('mine')")
-            tell(pgmonkey.dsn)
+            tell(pgmonkey_database.dsn)
     """
     crowd.makepyfile(test_one=test, test_two=test)
     result = run("-n2", "--dist=loadfile")
@@ -146,9 +146,9 @@ def test_a_server_asked_for_first_gets_its_template_later(
     test = """
         from shared import tell
 
-        def test_it(pgmonkey):
+        def test_it(pgmonkey, pgmonkey_database):
             pgmonkey.execute("INSERT INTO item VALUES ('mine')")
-            tell(pgmonkey.dsn)
+            tell(pgmonkey_database.dsn)
     """
     crowd.makepyfile(test_one=test, test_two=test)
     run("-n2", "--dist=loadfile").assert_outcomes(passed=2)
@@ -165,8 +165,8 @@ def test_the_server_ends_with_its_controller(crowd: pytest.Pytester, number: int
         import os, signal
         from shared import tell
 
-        def test_it(pgmonkey):
-            tell(pgmonkey.dsn)
+        def test_it(pgmonkey, pgmonkey_database):
+            tell(pgmonkey_database.dsn)
             print(os.getpid(), file=open("pid.txt", "w"), flush=True)
             signal.pause()
         """

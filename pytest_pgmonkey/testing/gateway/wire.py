@@ -235,7 +235,7 @@ def read_parameter_status(raw: bytes) -> tuple[str, str]:
 
 def key_data(pid: int, key: bytes) -> bytes:
     """Give a BackendKeyData."""
-    return message(b"K", _INT.pack(pid) + key)
+    return message(b"K", _INT.pack(pid & 0xFFFF_FFFF) + key)  # a pooler's may be negative
 
 
 def negotiated(minor: int, unknown: Iterable[str]) -> bytes:
