@@ -161,7 +161,8 @@ class Gateway:
         while there and not client.dismissed:
             session = self._clients[client] = self._session(client)
             try:
-                there = session.serve()
+                # Its test may have ended while it joined: nothing of it shall reach the next one.
+                there = not client.dismissed and session.serve()
             finally:
                 self._clients[client] = None
                 session.close()
