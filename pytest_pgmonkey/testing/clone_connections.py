@@ -43,11 +43,8 @@ class AsyncCloneConnection(psycopg.AsyncConnection[Any]):
 
 
 def _past_the_passage(conn: Any, gen: Any) -> Generator[Any, Any, Any]:
-    run: Generator[Any, Any, Any] = gen
-    if not conn._is_ours:
-        for statement in _statements(conn, gen):
-            run = passage.passing(statement, gen, run)
-    return run
+    parts = () if conn._is_ours else _statements(conn, gen)
+    return passage.all_passing(parts, gen, gen)
 
 
 def _statements(conn: Any, gen: Any) -> tuple[Statement, ...]:

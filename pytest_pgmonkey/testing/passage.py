@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
 
     from .lexer import Statement
 
@@ -35,4 +35,11 @@ def passing(
     Only what the application wrote as SQL passes. What psycopg's methods send does not: BEGIN,
     COMMIT, ROLLBACK and savepoints, and a server-side cursor's FETCH, MOVE and CLOSE.
     """
+    return run
+
+
+def all_passing(parts: Iterable[Statement], operation: Any, run: Steps) -> Steps:
+    """See all statements of an operation that runs them at once."""
+    for part in parts:
+        run = passing(part, operation, run)
     return run

@@ -25,12 +25,12 @@ _OURS: Final = b"_pgmonkey_"
 class ClientStatement:
     """One of them; `parts` is more than one statement only where the server will refuse it."""
 
-    __slots__ = ("home", "is_control", "is_plain", "name", "parse", "parts", "text")
+    __slots__ = ("home", "is_control", "is_plain", "name", "parse", "parts")
 
     def __init__(self, parse: Parse) -> None:
         self.parse: Final = parse
-        self.text: Final = parse.query.decode(errors="surrogateescape")
-        self.parts: Final[tuple[Statement, ...]] = statements(self.text)
+        text = parse.query.decode(errors="surrogateescape")
+        self.parts: Final[tuple[Statement, ...]] = statements(text)
         alone = len(self.parts) == 1
         self.is_control: Final = alone and (
             self.parts[0].verb in CONTROL or self.parts[0].words == ("DISCARD", "ALL")

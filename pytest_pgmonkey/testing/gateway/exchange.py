@@ -48,7 +48,6 @@ class Exchange:
         self._parsed: Final = parsed
         self._channel: Final = Channel(member.backend.pgconn, client, self._abandoned)
         self._held = b""
-        self._status = pq.TransactionStatus.IDLE
         self.changed: dict[str, str] = {}
         """Settings of which the client is yet to be told, as a server does before it is ready."""
         self.has_copied = False
@@ -71,21 +70,15 @@ class Exchange:
         The last CommandComplete is held back: what a commit says may take its place. Of `quiet`
         messages, which are ours, the client is told nothing but of the settings they change.
         """
-        failed = self.pass_through(data, quiet=quiet)
-        if self._status != self._backend.pgconn.transaction_status:
-            yield from self._backend.run(b"")  # libpq sees it now
-        if failed is not None:
-            raise failed
-
-    def pass_through(self, data: bytes, *, quiet: bool = False) -> AnsweredError | None:
-        """Do the same and give the error; after one libpq may not know of it."""
         self._channel.begin()
         self._backend.past_libpq = True
         self._channel.send(data)
         failed, status = self._answers(extended=data[0] != _QUERY, quiet=quiet)
         self._backend.past_libpq = False
-        self._status = _LIBPQ_STATUS[status]
-        return failed
+        if _LIBPQ_STATUS[status] != self._backend.pgconn.transaction_status:
+            yield from self._backend.run(b"")  # libpq sees it now
+        if failed is not None:
+            raise failed
 
     def _answers(self, *, extended: bool, quiet: bool) -> tuple[AnsweredError | None, int]:
         """Pass answers on up to the server's ReadyForQuery; gives the error and the status."""

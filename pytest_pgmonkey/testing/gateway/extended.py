@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
 _STATEMENT: Final = ord("S")
-_MOST_QUEUED: Final = 262144  # bytes that are sent to the server without waiting for more
 
 
 class Session(Door, Protocol):
@@ -241,10 +240,7 @@ class Extended:
         for part in group.parts:
             transaction.note(part)
         parts, data = group.take()
-        run = self.exchange.send(data + wire.SYNC)
-        for part in parts:
-            run = passage.passing(part, self._client, run)
-        yield from run
+        yield from passage.all_passing(parts, self._client, self.exchange.send(data + wire.SYNC))
 
     def discard(self) -> None:
         """Forget all statements and portals."""
@@ -258,7 +254,6 @@ class _Group:
 
     def __init__(self) -> None:
         self.out: list[bytes] = []
-        self.size = 0
         self.parts: list[Statement] = []
         self.parsing: deque[tuple[ClientStatement, bool]] = deque()
         self.unnamed: ClientStatement | None = None
@@ -266,7 +261,6 @@ class _Group:
     def add(self, raw: bytes) -> None:
         """Queue a message."""
         self.out.append(raw)
-        self.size += len(raw)
 
     def parse(self, statement: ClientStatement, home: object, *, told: bool) -> None:
         """Queue a Parse, of whose success the client is told or not."""
@@ -283,7 +277,7 @@ class _Group:
     def take(self) -> tuple[list[Statement], bytes]:
         """Give the statements that are executed, and all messages."""
         parts, data = self.parts, b"".join(self.out)
-        self.parts, self.out, self.size, self.unnamed = [], [], 0, None
+        self.parts, self.out, self.unnamed = [], [], None
         return parts, data
 
     def parsed(self) -> bool:

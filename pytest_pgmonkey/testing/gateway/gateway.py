@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import psycopg
 
@@ -63,16 +63,18 @@ class Gateway:
         # Where no test runs: whatever a client says, nothing is ever written.
         self._outside: Final = OuterTransaction(conninfo, reads_only=True)
         self._clients: dict[Client, _Session | None] = {}
-        self._lock = threading.Lock()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._listener: Final = Listener(self._accept, self._cancel)
         _living.add(self)
 
+    def _lead(self, leading: Sources | None) -> OuterTransaction | Mapping[str, str]:
+        """Give what clients join now."""
+        return self._outside if leading is None else leading.leads_to
+
     def _current(self) -> str:
         """Give the name of the running test's own database, if it has one."""
-        leading = self._leading()
-        lead = None if leading is None else leading.leads_to
-        return "" if lead is None or isinstance(lead, OuterTransaction) else lead["dbname"]
+        lead = self._lead(self._leading())
+        return "" if isinstance(lead, OuterTransaction) else lead["dbname"]
 
     def conninfo(self, *, ends_with_test: bool) -> dict[str, str]:
         """Give libpq's keywords that lead here, by connections that end with their test or not."""
@@ -150,7 +152,7 @@ class Gateway:
             client.out += error_report(error, severity="FATAL")
         except (EOFError, TimeoutError, OSError):
             pass  # it has gone, or never came
-        except Exception:
+        except Exception:  # nobody sees the end of a thread, and the others go on
             logger.exception("a client of the gateway was lost")
         finally:
             client.close()
@@ -180,7 +182,7 @@ class Gateway:
         def still_leads() -> bool:
             return self._leading() is leading
 
-        lead = self._outside if leading is None else leading.leads_to
+        lead = self._lead(leading)
         if isinstance(lead, OuterTransaction):
             return JoinedSession(client, lead, still_leads)
         return RelayedSession(client, lead, still_leads)
@@ -245,9 +247,11 @@ class Gateway:
 
     def _pid(self, otherwise: int) -> int:
         """Give the process that the server's own views know a client of now by."""
-        leading: Any = self._leading()
-        lead = leading.leads_to if leading is not None else None
-        return lead.backend.backend_pid if isinstance(lead, OuterTransaction) else otherwise
+        leading = self._leading()
+        lead = self._lead(leading)
+        if leading is None or not isinstance(lead, OuterTransaction):
+            return otherwise
+        return lead.backend.backend_pid
 
 
 _living: weakref.WeakSet[Gateway] = weakref.WeakSet()

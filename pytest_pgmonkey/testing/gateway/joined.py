@@ -2,9 +2,6 @@
 
 What a statement means is asked of the core. Here its messages are sent on, and what the server
 answers is given to the client, but for the transaction's own ends, which are virtual.
-
-Whatever stands between two syncs of a client is one transaction, as on a server. A Sync of our own
-is harmless in between: the session is inside of a transaction block all the time.
 """
 
 from __future__ import annotations
@@ -321,10 +318,7 @@ class JoinedSession:
         """Run statements that may be sent as they are."""
         refuse_outside(self.member, parts, autocommit=True)
         yield from prepare(self.member, parts, None, self)
-        run = self._exchange.send(raw)
-        for part in parts:
-            run = passage.passing(part, self._client, run)
-        yield from run
+        yield from passage.all_passing(parts, self._client, self._exchange.send(raw))
         yield from self.after(parts)
         yield from park(self.member, parts)
 
@@ -438,9 +432,8 @@ class JoinedSession:
         if not client.skips:
             self._run_batch(synced=True)
             if self._exchange.has_copied:
-                self._exchange.has_copied = (
-                    False  # the server has taken this Sync for a part of the COPY
-                )
+                # The server has taken this Sync for a part of the COPY.
+                self._exchange.has_copied = False
                 client.flush()
                 return
         client.skips = False
@@ -456,8 +449,3 @@ class JoinedSession:
 @lru_cache(maxsize=1024)
 def _names(text: str) -> bool:
     return any(word in text.lower() for word in _NAMES_ITSELF)
-
-
-def _nothing() -> Steps:
-    yield from ()
-    return []

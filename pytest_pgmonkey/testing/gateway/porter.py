@@ -20,6 +20,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from ..servers import guardian
+from .wire import CANCEL as CANCEL_REQUEST
+from .wire import GSSENC as GSSENC_REQUEST
+from .wire import SSL as SSL_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +43,6 @@ CANCEL: Final = b"C"
 ACKNOWLEDGEMENT: Final = struct.Struct("!I")
 
 REQUEST: Final = struct.Struct("!II")  # length and code
-SSL_REQUEST: Final = 80877103
-GSSENC_REQUEST: Final = 80877104
-CANCEL_REQUEST: Final = 80877102
 CANCEL_HEAD: Final = struct.Struct("!IIi")  # with the process id
 LONGEST_KEY: Final = 256  # in protocol 3.2
 

@@ -201,7 +201,6 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 
 SYNC: Final = message(b"S")
-COPY_DONE: Final = message(b"c")
 AUTHENTICATION_OK: Final = message(b"R", _INT.pack(0))
 PARSE_COMPLETE: Final = message(b"1")
 BIND_COMPLETE: Final = message(b"2")

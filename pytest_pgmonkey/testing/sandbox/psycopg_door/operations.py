@@ -172,10 +172,7 @@ def _with_ours(
     else:
         yield from _prepare(member, conn, kind, parts, gen)
     after = _parking(member, parts, gen) if any(p.looks_at_timeouts for p in parts) else gen
-    run = _stream_on(member, after)
-    for part in parts:
-        run = passage.passing(part, gen, run)
-    return (yield from run)
+    return (yield from passage.all_passing(parts, gen, _stream_on(member, after)))
 
 
 def _replacement(
@@ -250,10 +247,7 @@ def _pipelined(
     elif member.backend.behind:
         # What psycopg would fetch now are answers to our own commands.
         yield from member.backend.collect()
-    run = gen
-    for part in parts:
-        run = passage.passing(part, gen, run)
-    result = yield from run
+    result = yield from passage.all_passing(parts, gen, gen)
     if any(part.looks_at_timeouts for part in parts):
         yield from conn.pause_pipeline()
         yield from transaction.park_timeouts(parts[0])
