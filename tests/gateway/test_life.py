@@ -19,6 +19,8 @@ from psycopg_pool import ConnectionPool
 from gateway import raw
 from gateway.clients import PLACES, World
 from gateway.raw import SYNC, RawClient
+from pytest_pgmonkey.testing.gateway.gateway import Gateway
+from pytest_pgmonkey.testing.sandbox.core.outer import OuterTransaction
 from pytest_pgmonkey.testing.sandbox.psycopg_door.connections import SandboxConnection
 
 if TYPE_CHECKING:
@@ -637,3 +639,28 @@ def test_a_run_that_asks_for_no_dsn_listens_nowhere(project, run):
         """
     )
     run("-v").assert_outcomes(passed=3)
+
+
+class Leading:
+    """What clients are led to, for as long as this is asked."""
+
+    def __init__(self, leads_to):
+        self.leads_to = leads_to
+
+
+@pytest.mark.parametrize("place", ["transaction", "database"])
+def test_a_server_that_is_reached_by_tls(tls_server, place):
+    """Nothing can be passed on past the encryption: clients are refused in one sentence."""
+    conninfo = tls_server.conninfo()
+    outer = OuterTransaction(conninfo)
+    leading = Leading(outer if place == "transaction" else conninfo)
+    gateway = Gateway(lambda: leading, conninfo, conninfo)
+    try:
+        conn = psycopg.connect(**gateway.conninfo(ends_with_test=True))
+        with pytest.raises(psycopg.OperationalError, match="reached by TLS"):
+            conn.execute("SELECT 1")
+        conn.close()
+    finally:
+        gateway.close()
+        outer.reset()
+        outer.close()

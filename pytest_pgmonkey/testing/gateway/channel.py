@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from ...errors import SandboxError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,6 +26,16 @@ _CHUNK: Final = 65536
 _MOMENT: Final = 100  # ms
 _HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _GONE: Final = "server closed the connection unexpectedly"
+
+
+def plain_socket(pgconn: PGconn) -> int:
+    """Give the number of a session's socket; raises SandboxError where it is encrypted."""
+    if pgconn.ssl_in_use:
+        raise SandboxError(
+            "the test's server is reached by TLS, which other clients cannot share: let the "
+            "configuration of the tests connect without it (sslmode: disable)"
+        )
+    return pgconn.socket
 
 
 class Channel:

@@ -140,6 +140,7 @@ class Extended:
     def _bind(self, bind: Bind) -> Steps | None:
         statement = self._settle_statement(bind.statement)
         self._portals[bind.portal] = statement
+        self._refused.pop(bind.portal, None)
         if statement.is_control:
             return self._answer(wire.BIND_COMPLETE)
         if bind.portal:

@@ -30,6 +30,7 @@ from ..sandbox.core.statements import (
     refuse_outside,
 )
 from . import wire
+from .channel import plain_socket
 from .extended import Extended
 from .reports import AnsweredError, ClientError, error_report, notice_report
 from .wire import Message, ProtocolViolation
@@ -64,13 +65,17 @@ _NAMES_ITSELF: Final = ("application_name", "pg_stat_activity", "pg_settings")
 
 
 class JoinedSession:
-    """What a client works in as long as one test runs."""
+    """What a client works in as long as one test runs.
+
+    Raises psycopg.Error or SandboxError where it cannot be had.
+    """
 
     def __init__(
         self, client: Client, outer: OuterTransaction, still_leads: Callable[[], bool]
     ) -> None:
         self._client: Final = client
         self._still_leads: Final = still_leads
+        plain_socket(outer.backend.pgconn)  # or it is refused before it joins
         self.member: Final = outer.join(client.origin, client.settings)
         self.member.serve(weakref.ref(self))
         if client.kept:

@@ -20,6 +20,7 @@ from .. import passage
 from ..lexer import Verb, statements
 from ..sandbox.core.settings import config_calls
 from . import wire
+from .channel import plain_socket
 from .client_statements import ClientStatement
 from .greeting import with_settings
 from .wire import Answers, Bind, Parse
@@ -44,7 +45,7 @@ _FULL: Final = 1 << 20  # bytes that one side may be behind the other
 class RelayedSession:
     """A client's session of its own with a server.
 
-    Raises psycopg.OperationalError where it cannot be had.
+    Raises psycopg.Error or SandboxError where it cannot be had.
     """
 
     def __init__(
@@ -59,8 +60,12 @@ class RelayedSession:
             "options": with_settings(conninfo.get("options", ""), client.settings),
         }
         self._conn: Final = psycopg.connect(**keywords, autocommit=True, prepare_threshold=None)
-        self._set_up()
-        self._fd: Final = self._conn.pgconn.socket
+        try:
+            self._fd: Final = plain_socket(self._conn.pgconn)
+            self._set_up()
+        except BaseException:
+            self._conn.close()
+            raise
         self._answers = Answers(_PASSED_ON)
         self._unsent = b""
         # Parse messages that are not answered, and whether the client is; `None` for each Sync.
