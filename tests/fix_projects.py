@@ -50,6 +50,7 @@ pool_settings:
 """
 # Not ours, and raised before any test where asyncio_default_fixture_loop_scope is unset.
 _WARNINGS = ("-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning")
+_LIMIT = 180  # seconds
 SCHEMA = (
     "CREATE TABLE item (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);\n"
 )
@@ -61,7 +62,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.delenv("CI", raising=False)
 
     def run(*args: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *_WARNINGS, *args)
+        return pytester.runpytest_subprocess(
+            "-p", "no:cacheprovider", *_WARNINGS, *args, timeout=_LIMIT
+        )
 
     return run
 
