@@ -22,8 +22,8 @@ import pytest
 from helpers.remains import NEEDS_PROC, NEEDS_ROOT, processes_of
 from helpers.waiting import PATIENCE, wait_until
 
-from pytest_pgmonkey.testing.gateway import porter
-from pytest_pgmonkey.testing.gateway.listener import Listener
+from pytest_pgmonkey.testing.gateway.entrance import porter
+from pytest_pgmonkey.testing.gateway.entrance.listener import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -407,7 +407,7 @@ def run(code: str) -> subprocess.Popen[bytes]:
 
 PRELUDE = """
 import ctypes, os, signal, socket, sys
-from pytest_pgmonkey.testing.gateway.listener import Listener
+from pytest_pgmonkey.testing.gateway.entrance.listener import Listener
 
 def take(client):
     client.sendall(b"served")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_pgmonkey.testing.gateway import wire
-from pytest_pgmonkey.testing.gateway.wire import Answers, Bind, Parse, ProtocolViolation
+from pytest_pgmonkey.testing.gateway.protocol import wire
+from pytest_pgmonkey.testing.gateway.protocol.wire import Answers, Bind, Parse, ProtocolViolation
 
 names = st.binary(max_size=20).filter(lambda name: b"\0" not in name)
 kinds = st.sampled_from([bytes([kind]) for kind in b"DTCZEN1G"])

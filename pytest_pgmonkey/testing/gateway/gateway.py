@@ -13,15 +13,15 @@ import psycopg
 
 from ...errors import SandboxError
 from ..sandbox.core.outer import OuterTransaction
-from . import wire
-from .client import Client, peer_process
-from .client_statements import ClientStatements
-from .doomed import DoomedSession
-from .greeting import Greetings, wanted_settings
-from .joined import JoinedSession
-from .listener import Listener
-from .relayed import RelayedSession
-from .reports import error_report
+from .entrance.listener import Listener
+from .protocol import wire
+from .protocol.client import Client, peer_process
+from .protocol.client_statements import ClientStatements
+from .protocol.greeting import Greetings, wanted_settings
+from .protocol.reports import error_report
+from .sessions.doomed import DoomedSession
+from .sessions.joined import JoinedSession
+from .sessions.relayed import RelayedSession
 
 if TYPE_CHECKING:
     import socket

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from ...errors import SandboxError
-from .. import passage
-from ..lexer import Verb, statements
-from ..sandbox.core.handover import read
-from ..sandbox.core.member import CLOSED
-from ..sandbox.core.refusals import no_two_phase
-from ..sandbox.core.script import Script, discard_all
-from ..sandbox.core.settings import Session, assignment, untouched
-from ..sandbox.core.statements import (
+from ....errors import SandboxError
+from ... import passage
+from ...lexer import Verb, statements
+from ...sandbox.core.handover import read
+from ...sandbox.core.member import CLOSED
+from ...sandbox.core.refusals import no_two_phase
+from ...sandbox.core.script import Script, discard_all
+from ...sandbox.core.settings import Session, assignment, untouched
+from ...sandbox.core.statements import (
     begins_at_once,
     discards_all,
     is_in_place,
@@ -29,21 +29,21 @@ from ..sandbox.core.statements import (
     prepare,
     refuse_outside,
 )
-from . import wire
+from ..protocol import wire
+from ..protocol.reports import AnsweredError, ClientError, error_report, notice_report
+from ..protocol.wire import Message, ProtocolViolation
 from .channel import plain_socket
 from .extended import Extended
-from .reports import AnsweredError, ClientError, error_report, notice_report
-from .wire import Message, ProtocolViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from psycopg.pq.abc import PGresult
 
-    from ..lexer import Statement
-    from ..sandbox.core.outer import OuterTransaction
-    from ..sandbox.core.settings import WrongSettingError
-    from .client import Client
+    from ...lexer import Statement
+    from ...sandbox.core.outer import OuterTransaction
+    from ...sandbox.core.settings import WrongSettingError
+    from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]
     Parts = tuple[Statement, ...]

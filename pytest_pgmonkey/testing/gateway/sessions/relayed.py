@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from .. import passage
-from ..lexer import Verb, statements
-from ..sandbox.core.settings import config_calls
-from . import wire
+from ... import passage
+from ...lexer import Verb, statements
+from ...sandbox.core.settings import config_calls
+from ..protocol import wire
+from ..protocol.client_statements import ClientStatement
+from ..protocol.greeting import with_settings
+from ..protocol.wire import Answers, Bind, Parse
 from .channel import plain_socket
-from .client_statements import ClientStatement
-from .greeting import with_settings
-from .wire import Answers, Bind, Parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from ..lexer import Statement
-    from .client import Client
-    from .wire import Message
+    from ...lexer import Statement
+    from ..protocol.client import Client
+    from ..protocol.wire import Message
 
 _QUERY, _SYNC, _CALL, _TERMINATE = b"QSFX"
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE, _STATEMENT = b"PBDECS"

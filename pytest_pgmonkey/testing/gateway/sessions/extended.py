@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
-from .. import passage
-from ..lexer import Verb
-from ..sandbox.core.refusals import no_two_phase
-from ..sandbox.core.statements import Door, park, prepare, refuse_outside
-from . import wire
-from .client_statements import ClientStatement
+from ... import passage
+from ...lexer import Verb
+from ...sandbox.core.refusals import no_two_phase
+from ...sandbox.core.statements import Door, park, prepare, refuse_outside
+from ..protocol import wire
+from ..protocol.client_statements import ClientStatement
+from ..protocol.reports import ClientError
+from ..protocol.wire import Bind, Message, Parse
 from .exchange import Exchange
-from .reports import ClientError
-from .wire import Bind, Message, Parse
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ..lexer import Statement
-    from ..sandbox.core.member import Member
-    from .client import Client
+    from ...lexer import Statement
+    from ...sandbox.core.member import Member
+    from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]
     Parts = tuple[Statement, ...]

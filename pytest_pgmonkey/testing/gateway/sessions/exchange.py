@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import pq
 
-from . import wire
+from ..protocol import wire
+from ..protocol.reports import AnsweredError
+from ..protocol.wire import Answers, Message, ProtocolViolation
 from .channel import Channel
-from .reports import AnsweredError
-from .wire import Answers, Message, ProtocolViolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from ..sandbox.core.member import Member
-    from .client import Client
+    from ...sandbox.core.member import Member
+    from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]
 

@@ -7,7 +7,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from ..sandbox.core.places import Peer
+from ...sandbox.core.places import Peer
 from . import wire
 from .wire import Message, ProtocolViolation
 

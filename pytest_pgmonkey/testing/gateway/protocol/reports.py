@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import pq
 
-from ...errors import SandboxError
-from ..sandbox.core.refusals import RefusedError, advice
-from ..sandbox.core.turns import WaitRefusedError
+from ....errors import SandboxError
+from ...sandbox.core.refusals import RefusedError, advice
+from ...sandbox.core.turns import WaitRefusedError
 from . import wire
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ..servers.embedded.directories import ON_WINDOWS, choose_directories
-from ..servers.guard import Guard
-from ..servers.server import ServerStartError
+from ...servers.embedded.directories import ON_WINDOWS, choose_directories
+from ...servers.guard import Guard
+from ...servers.server import ServerStartError
 from . import porter
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from ...errors import SandboxError
+from ....errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg.pq.abc import PGconn
 
-    from .client import Client
+    from ..protocol.client import Client
 
 _CHUNK: Final = 65536
 _MOMENT: Final = 100  # ms

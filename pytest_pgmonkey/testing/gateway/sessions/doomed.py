@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ..lexer import Verb, statements
-from . import wire
-from .client_statements import ClientStatement
-from .wire import Bind, Parse
+from ...lexer import Verb, statements
+from ..protocol import wire
+from ..protocol.client_statements import ClientStatement
+from ..protocol.wire import Bind, Parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..lexer import Statement
-    from .client import Client
-    from .wire import Message
+    from ...lexer import Statement
+    from ..protocol.client import Client
+    from ..protocol.wire import Message
 
 _ENDED: Final = wire.failure(
     "25P02",

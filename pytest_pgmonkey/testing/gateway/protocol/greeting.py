@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 
-from ..file_settings import option_settings
+from ...file_settings import option_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,10 +19,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from ..servers import guardian
-from .wire import CANCEL as CANCEL_REQUEST
-from .wire import GSSENC as GSSENC_REQUEST
-from .wire import SSL as SSL_REQUEST
+from ...servers import guardian
+from ..protocol.wire import CANCEL as CANCEL_REQUEST
+from ..protocol.wire import GSSENC as GSSENC_REQUEST
+from ..protocol.wire import SSL as SSL_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

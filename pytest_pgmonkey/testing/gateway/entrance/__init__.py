@@ -1,0 +1,1 @@
+"""Where clients come in: a process that accepts them, and what receives them."""

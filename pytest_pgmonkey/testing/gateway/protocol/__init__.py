@@ -1,0 +1,1 @@
+"""The messages of PostgreSQL's protocol, and one client that speaks it."""

@@ -1,0 +1,1 @@
+"""What a client works in: a test, a database, or a transaction that has ended."""
