@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 from psycopg.conninfo import make_conninfo
 
 from ..secrets import redact_text
+from .addresses.purpose import Purpose
+from .addresses.urls import url_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psycopg import Cursor
     from psycopg.abc import Params, Query
 
@@ -55,8 +59,14 @@ class PGMonkey:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration of the test's database, as `load_config` gives it."""
-        return self._kit.server.config(self._kit.isolation.conninfo["dbname"])
+        """A configuration that leads a `PGConnectionManager` in another process to the test."""
+        conninfo = self._kit.gateway.conninfo(Purpose.TEST)
+        return {"connection_settings": {**conninfo, "port": int(conninfo["port"])}}
+
+    @property
+    def config_path(self) -> Path:
+        """The same as a YAML file, which is removed with the run."""
+        return self._kit.files.write(self.config)
 
     @property
     def dsn(self) -> str:
@@ -66,7 +76,36 @@ class PGMonkey:
         database. Its connections end with the test. From the first use on the kit listens on a
         Unix socket that this user alone can reach.
         """
-        return make_conninfo(**self._kit.gateway.conninfo(ends_with_test=True))
+        return make_conninfo(**self._kit.gateway.conninfo(Purpose.TEST))
+
+    @property
+    def url(self) -> str:
+        """The same as `postgresql://user:password@127.0.0.1:port/name`.
+
+        Validators and several drivers take nothing else. From the first use on the kit listens on
+        loopback, too, with a password that is made for this run.
+        """
+        return url_of(self._by_tcp)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Variables that lead a child process to the test: libpq's own, and `DATABASE_URL`.
+
+        Give them with what the child needs besides: `env={**os.environ, **pgmonkey.env}`.
+        """
+        by_tcp = self._by_tcp
+        return {
+            "PGHOST": by_tcp["host"],
+            "PGPORT": by_tcp["port"],
+            "PGUSER": by_tcp["user"],
+            "PGPASSWORD": by_tcp["password"],
+            "PGDATABASE": by_tcp["dbname"],
+            "DATABASE_URL": url_of(by_tcp),
+        }
+
+    @property
+    def _by_tcp(self) -> dict[str, str]:
+        return self._kit.gateway.conninfo_by_tcp(Purpose.TEST)
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""

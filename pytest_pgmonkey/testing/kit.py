@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from ..config import connection_spec
 from ..connection_type import CONNECTION_TYPES
 from ..handles import make_handle
 from ..manager import PGConnectionManager
+from .addresses.config_files import ConfigFiles
 from .clone_connections import CloneConnector
 from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from .clones.keeping import Keeping
+    from .gateway.entrance.entrance import Entrance
     from .gateway.gateway import Gateway
     from .interception import Interception
     from .isolation import Isolation
@@ -42,8 +45,8 @@ __all__ = ["Kit"]
 class Kit:
     """What the fixtures of one process share; made at their first use.
 
-    Without `prepare()` it has a server alone. `clones_wanted` says whether any test of the run
-    has isolation clone.
+    Without `prepare()` it has a server alone. `clones_wanted` tells whether any test of the run
+    has isolation clone. Clients may come in at `entrance` before any test.
     """
 
     # There once the database is prepared, for which every fixture asks first.
@@ -59,34 +62,55 @@ class Kit:
         stop_run: Callable[[str], None],
         worker: Worker | None = None,
         *,
-        clones_wanted: bool = False,
+        clones_wanted: Callable[[], bool] = bool,
+        entrance: Entrance | None = None,
     ) -> None:
         self._options = options
         self._interception = interception
         self._stop_run = stop_run
         self._worker = worker
         self._clones_wanted = clones_wanted
+        self._entrance = entrance
+        # A client may start the server from a thread of its own.
+        self._starting = threading.Lock()
+        self._opening = threading.Lock()
         self._server: Server | None = None
         self._database: Database | None = None
         self._keeping: Keeping | None = None
         self._gateway: Gateway | None = None
         self._depth = 0
+        self.files = ConfigFiles()
         self._ends = ExitStack()
+        self._ends.callback(self.files.remove)
         self._pid = os.getpid()
 
     @property
     def server(self) -> Server:
         """The server, started at its first use."""
-        if self._server is None:
-            server = start_server(self._options, self._worker)
-            self._own(server)
-            server.publish()
-            return server
-        return self._server
+        server, _ = self._start(lambda: start_server(self._options, self._worker))
+        server.publish()
+        return server
 
-    def _own(self, server: Server) -> None:
-        self._server = server
-        self._ends.callback(server.stop)
+    def _start(self, start: Callable[[], Server]) -> tuple[Server, bool]:
+        """Give the server, and whether it was started for this."""
+        with self._starting:
+            if self._server is not None:
+                return self._server, False
+            server = self._server = start()
+            self._ends.callback(server.stop)
+            return server, True
+
+    def _for_clients(self) -> Server:
+        """Give the server to a client, which may come before the schema's steps are known."""
+        if self._server is not None:
+            return self._server
+        options = self._options
+        steps = resolve_steps(options.schema, options.rootdir)
+        recipe = recipe_of(steps, options.extensions, options.rootdir)
+        server, _ = self._start(lambda: start_server(options, self._worker, recipe))
+        if self._worker is not None:
+            server.publish()  # the others may wait for it before any test runs
+        return server
 
     def prepare(self, steps: Iterable[Any], launched: Future[Server] | None = None) -> Database:
         """Make the database of this process, load the schema into it, and connect to it.
@@ -95,10 +119,13 @@ class Kit:
         end of the run: a test that is run again may have ended the session's fixtures.
         """
         if self._database is None:
+            self._end_sessions()
             preparation = self._preparation(steps, launched)
             preparation.make(scratch=self._options.database == "scratch")
-            self._database = self._compose(preparation)
+            database = self._compose(preparation)
             self._rollback.connect()
+            self._database = database
+            self._end_sessions()  # from now on clients read the prepared database
         return self._database
 
     def _preparation(self, steps: Iterable[Any], launched: Future[Server] | None) -> Preparation:
@@ -108,21 +135,26 @@ class Kit:
         if resolved or options.extensions:
             refuse_existing(options)  # where a fixture, and no option, has given the steps
         recipe = recipe_of(resolved, options.extensions, options.rootdir)
-        facts = resolved, recipe, options.extensions, self._interception
-        if self._server is not None:
-            return Preparation(self._server, *facts)
-        if launched is not None:
-            server = launched.result()
-        else:
-            server = start_server(options, self._worker, recipe)
-        preparation = Preparation(server, *facts)
+
+        def start() -> Server:
+            if launched is not None:
+                return launched.result()
+            return start_server(options, self._worker, recipe)
+
+        server, is_new = self._start(start)
+        if launched is not None and launched.result() is not server:
+            launched.result().stop()  # a client was faster
+        preparation = Preparation(
+            server, resolved, recipe, options.extensions, self._interception, self._end_sessions
+        )
         try:
             preparation.template()
             server.publish()
         except BaseException:
-            server.stop()
+            if is_new:
+                self._server = None
+                server.stop()
             raise
-        self._own(server)
         return preparation
 
     def _compose(self, preparation: Preparation) -> Database:
@@ -132,8 +164,8 @@ class Kit:
         )
         self._clones = Clones(server, name, self._rollback.close, preparation.pristine)
         self.handles = OwnHandles(server.config(name), self._interception)
-        database = Database(preparation, self._rollback, self._clones.forget_template)
-        for end in (database.remove_files, self._rollback.close, self._clones.close):
+        database = Database(preparation, self._rollback, self._clones.forget_template, self.files)
+        for end in (self._rollback.close, self._clones.close):
             self._ends.callback(end)
         if options.keep != "never":
             from .clones.keeping import Keeping
@@ -145,23 +177,35 @@ class Kit:
     @property
     def gateway(self) -> Gateway:
         """What any client joins the tests through; it listens from its first use on."""
-        if self._gateway is None:
-            from .gateway.gateway import Gateway
+        with self._opening:
+            if self._gateway is None:
+                from .gateway.gateway import Gateway
 
-            gateway = self._gateway = Gateway(
-                lambda: self._interception.leading,
-                self._rollback.conninfo,
-                {**self._rollback.conninfo, "dbname": self.server.admin_conninfo()["dbname"]},
-            )
-            self._ends.callback(gateway.close)
-        return self._gateway
+                gateway = self._gateway = Gateway(
+                    lambda: self._interception.leading,
+                    self._outside,
+                    self._greeter,
+                    self._entrance,
+                    self._options.map,
+                )
+                self._ends.callback(gateway.close)
+            return self._gateway
+
+    def _outside(self) -> dict[str, str]:
+        """Give libpq's keywords of the database that clients read where no test runs."""
+        return self._greeter() if self._database is None else self._rollback.conninfo
+
+    def _greeter(self) -> dict[str, str]:
+        """Give libpq's keywords of a database that is there as long as the server."""
+        server = self._for_clients()
+        return server.conninfo(server.admin_conninfo()["dbname"])
 
     # Tests
 
     def share(self) -> AbstractContextManager[Connection[Any]]:
         """Give a connection whose work the tests of a scope see, until the block ends."""
         self._end_sessions()
-        if self._clones_wanted:
+        if self._clones_wanted():
             self._clones.make_template()  # while nobody is connected to the database
         return self._rollback.share()
 

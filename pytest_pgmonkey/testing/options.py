@@ -12,6 +12,8 @@ from ..errors import PGMonkeyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from .addresses.variables import Variable
+
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
 ISOLATIONS: Final = ("rollback", "clone")
@@ -74,6 +76,13 @@ OPTIONS: Final = (
         "seconds",
     ),
     Option("extensions", (), "extensions created before the schema", "names"),
+    Option(
+        "env",
+        (),
+        "NAME, or NAME = url | url:SCHEME | dsn | host | port | user | password | dbname: "
+        "environment variable that leads the application to the tests",
+        "lines",
+    ),
     Option("map", (), "DBNAME = primary: another database name for the test's database", "lines"),
     Option(
         "source",
@@ -112,6 +121,7 @@ class Options:
     intercept: str
     wait_timeout: float
     extensions: tuple[str, ...]
+    env: tuple[Variable, ...]
     map: Mapping[str, str]
     source: str
     image: str | None
@@ -155,6 +165,7 @@ def resolve(
                 values[option.key] = _convert(option, raw, origin, base)
                 break
     values["map"] = _mapping(values["map"], given.get("map", ""))
+    values["env"] = _variables(values["env"], given.get("env", ""))
     values["types"] = judge_types(values["types"], given.get("types", ""))
     options = Options(**values, rootdir=rootdir, given=given)
     _contradictions(options)
@@ -222,6 +233,23 @@ def _mapping(lines: Iterable[str], origin: str) -> dict[str, str]:
             raise OptionError(f"{origin}: {line!r} must read DBNAME = primary")
         mapping[name] = target
     return mapping
+
+
+def _variables(lines: Iterable[str], origin: str) -> tuple[Variable, ...]:
+    if not lines:
+        return ()  # nearly every run: nothing is imported for it
+    from .addresses.variables import PARTS, read_variable
+
+    found = []
+    for line in lines:
+        variable = read_variable(line)
+        if variable is None:
+            parts = ", ".join(PARTS)
+            raise OptionError(
+                f"{origin}: {line!r} must read NAME, NAME = url:SCHEME, or NAME = one of {parts}"
+            )
+        found.append(variable)
+    return tuple(found)
 
 
 def judge_types(names: tuple[str, ...], origin: str) -> tuple[str, ...]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode
 
-import yaml
 from psycopg.conninfo import make_conninfo
 
 from ..connecting import AsyncDirectSource, Connector, DirectSource
+from .addresses.urls import url_of
 from .databases.commands import connect, create_extensions
 from .databases.schema import load_schema
 from .file_settings import in_preparation
 from .isolation import Isolation, KitError, SpoiledError
-from .servers.embedded.directories import GuardedProcess, choose_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ..handles import AsyncHandle, Handle
+    from .addresses.config_files import ConfigFiles
     from .databases.recipe import Recipe
     from .interception import Interception
     from .servers.server import Server
@@ -49,7 +47,8 @@ class _RealSources:
 class Preparation:
     """Makes the database of a process: schema and extensions, from a template where there is one.
 
-    Tests may run in the server's own database as it is, where there is nothing to load.
+    Tests may run in the server's own database as it is, where there is nothing to load. `led` is
+    called when handles and clients no longer lead to a database that is being prepared.
     """
 
     def __init__(
@@ -59,12 +58,14 @@ class Preparation:
         recipe: Recipe | None,
         extensions: tuple[str, ...],
         interception: Interception,
+        led: Callable[[], None] = lambda: None,
     ) -> None:
         self.server: Final = server
         self._steps = steps
         self._recipe = recipe
         self._extensions = extensions
         self._interception = interception
+        self._led = led
         self._unblocked = False
         self.name = ""
         self.is_existing = False
@@ -103,8 +104,11 @@ class Preparation:
         with self._leading_to(self.name):
             yield
 
-    def _leading_to(self, name: str) -> AbstractContextManager[None]:
-        return self._interception.preparing(_RealSources(self.server, name))
+    @contextmanager
+    def _leading_to(self, name: str) -> Iterator[None]:
+        with self._interception.preparing(_RealSources(self.server, name)):
+            yield
+        self._led()
 
     def _create(self) -> None:
         template = self.template()
@@ -134,14 +138,18 @@ class Database:
     """
 
     def __init__(
-        self, preparation: Preparation, outside: Isolation, before_change: Callable[[], None]
+        self,
+        preparation: Preparation,
+        outside: Isolation,
+        before_change: Callable[[], None],
+        files: ConfigFiles,
     ) -> None:
         self._preparation = preparation
         self._outside = outside
         self._before_change = before_change
+        self._files = files
         self._server = preparation.server
         self.name: Final = preparation.name
-        self._guarded: GuardedProcess | None = None
 
     def __repr__(self) -> str:
         return f"<Database {self.name!r} on {self._server.description}>"
@@ -158,23 +166,12 @@ class Database:
     @property
     def url(self) -> str:
         """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
-        return _url_of(self._server.conninfo(self.name))
+        return url_of(self._server.conninfo(self.name))
 
     @property
     def config_path(self) -> Path:
         """A YAML file that leads a subprocess to this database; it is removed with the run."""
-        if self._guarded is None:
-            # It may hold a password: a guardian removes it even after a SIGKILL.
-            self._guarded = GuardedProcess(choose_directories(None)[:1], None)
-            with self._config_file.open("x", encoding="utf-8") as file:
-                self._config_file.chmod(0o600)
-                yaml.safe_dump(self._server.config(self.name), file)
-        return self._config_file
-
-    @property
-    def _config_file(self) -> Path:
-        assert self._guarded is not None
-        return self._guarded.home / "pgmonkey_config.yaml"
+        return self._files.write(self._server.config(self.name))
 
     @contextmanager
     def unblock(self) -> Iterator[None]:
@@ -190,26 +187,3 @@ class Database:
         self._before_change()
         with self._preparation.unblock():
             yield
-
-    def remove_files(self) -> None:
-        """Remove the file of `config_path`."""
-        if self._guarded is not None:
-            self._guarded.end()
-            self._guarded = None
-
-
-def _url_of(conninfo: dict[str, str]) -> str:
-    """Turn libpq's keywords into a URL: `postgresql://user@host/name`."""
-    rest = {key: value for key, value in conninfo.items() if value}
-    user, password, dbname = (
-        quote(rest.pop(k, ""), safe="") for k in ("user", "password", "dbname")
-    )
-    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
-    address, host = "", rest.get("host", "")
-    # A socket's directory cannot stand where a host name does, nor can several hosts.
-    if host and not host.startswith("/") and "," not in host:
-        del rest["host"]
-        port = rest.pop("port", "")
-        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
-    return f"postgresql://{login}{address}/{dbname}{query}"

@@ -22,6 +22,7 @@ from helpers.waiting import until
 from psycopg.conninfo import make_conninfo
 from sandbox import twins
 
+from pytest_pgmonkey.testing.addresses.purpose import Purpose
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.rollback import RollbackIsolation
 
@@ -201,7 +202,9 @@ class Stage:
         self.clone = _Clone(server.conninfo(self.names["clone"]))
         self.leading: Any = None
         self.gateway = Gateway(
-            lambda: self.leading, self.rollback.conninfo, server.conninfo("postgres")
+            lambda: self.leading,
+            lambda: self.rollback.conninfo,
+            lambda: server.conninfo("postgres"),
         )
         self._outcomes: dict[Any, list[Any]] = {}
         self._catalogs: dict[str, list[Any]] = {}
@@ -249,7 +252,8 @@ class Stage:
         assert (found, after) == (problems or [], before), (found, after)
 
     def conninfo(self, *, ends_with_test: bool = True) -> dict[str, str]:
-        return self.gateway.conninfo(ends_with_test=ends_with_test)
+        purpose = Purpose.TEST if ends_with_test else Purpose.SESSION
+        return self.gateway.conninfo(purpose)
 
     @property
     def dsn(self) -> str:

@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 from gateway import raw
 from gateway.clients import PLACES, World
 from gateway.raw import SYNC, RawClient
+from pytest_pgmonkey.testing.addresses.purpose import Purpose
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.sandbox.core.outer import OuterTransaction
 from pytest_pgmonkey.testing.sandbox.psycopg_door.connections import SandboxConnection
@@ -654,9 +655,9 @@ def test_a_server_that_is_reached_by_tls(tls_server, place):
     conninfo = tls_server.conninfo()
     outer = OuterTransaction(conninfo)
     leading = Leading(outer if place == "transaction" else conninfo)
-    gateway = Gateway(lambda: leading, conninfo, conninfo)
+    gateway = Gateway(lambda: leading, lambda: conninfo, lambda: conninfo)
     try:
-        conn = psycopg.connect(**gateway.conninfo(ends_with_test=True))
+        conn = psycopg.connect(**gateway.conninfo(Purpose.TEST))
         with pytest.raises(psycopg.OperationalError, match="reached by TLS"):
             conn.execute("SELECT 1")
         conn.close()

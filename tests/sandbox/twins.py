@@ -18,6 +18,7 @@ import psycopg
 from helpers.four_types import block, call
 
 from pytest_pgmonkey import ConnectionType, PGConnectionManager, PGMonkeyError, sources
+from pytest_pgmonkey.testing.addresses.purpose import Purpose
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.sandbox import Sandbox
 
@@ -88,7 +89,7 @@ class World:
         config: dict[str, Any] = dict(self.twins.server.config(self.twins.real_name))
         config["connection_settings"] = {
             **config["connection_settings"],
-            **(self.twins.gateway.conninfo(ends_with_test=False) if self.joins else {}),
+            **(self.twins.gateway.conninfo(Purpose.SESSION) if self.joins else {}),
             **sections.get("connection", {}),
         }
         if "settings" in sections:
@@ -191,7 +192,7 @@ class Twins:
     def gateway(self) -> Gateway:
         """The other door to the sandbox."""
         conninfo = self.server.conninfo(self.sandbox_name)
-        return Gateway(lambda: self, conninfo, conninfo)
+        return Gateway(lambda: self, lambda: conninfo, lambda: conninfo)
 
     @property
     def leads_to(self) -> Sandbox:

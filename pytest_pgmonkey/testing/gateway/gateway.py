@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import secrets
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import psycopg
 
-from ...errors import SandboxError
+from ...errors import PGMonkeyError
+from ..addresses.purpose import Purpose
 from ..sandbox.core.outer import OuterTransaction
-from .entrance.listener import Listener
+from .entrance.entrance import Entrance
 from .protocol import wire
 from .protocol.client import Client, peer_process
 from .protocol.client_statements import ClientStatements
@@ -25,7 +27,7 @@ from .sessions.relayed import RelayedSession
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ..isolation import Sources
 
@@ -45,45 +47,57 @@ class _Session(Protocol):
 
 
 class Gateway:
-    """Serves clients, each in a thread of its own.
+    """Serves the clients that come in at an entrance, each in a thread of its own.
 
     `leading` gives what handles borrow from now, `None` where no test runs; `conninfo` leads to the
-    prepared database, `greeter` to one where every client's settings can be tried out.
+    database that can be read meanwhile, `greeter` to one where every client's settings can be tried
+    out. Databases by the names in `others` are the test's, too.
     """
 
     def __init__(
         self,
         leading: Callable[[], Sources | None],
-        conninfo: Mapping[str, str],
-        greeter: Mapping[str, str],
+        conninfo: Callable[[], Mapping[str, str]],
+        greeter: Callable[[], Mapping[str, str]],
+        entrance: Entrance | None = None,
+        others: Collection[str] = (),
     ) -> None:
         self._leading = leading
         self._conninfo: Final = conninfo
+        self._others: Final = others
         self._greetings = Greetings(greeter)
-        # Where no test runs: whatever a client says, nothing is ever written.
-        self._outside: Final = OuterTransaction(conninfo, reads_only=True)
+        self._outer: OuterTransaction | None = None
+        self._moving = threading.Lock()
         self._clients: dict[Client, _Session | None] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._listener: Final = Listener(self._accept, self._cancel)
+        self.entrance: Final = entrance or _entrance_for(self, conninfo())
         _living.add(self)
 
-    def _lead(self, leading: Sources | None) -> OuterTransaction | Mapping[str, str]:
-        """Give what clients join now."""
-        return self._outside if leading is None else leading.leads_to
+    @property
+    def _outside(self) -> OuterTransaction:
+        """Where no test runs: whatever a client says, nothing is ever written."""
+        with self._moving:
+            conninfo = self._conninfo()
+            if self._outer is None or self._outer.conninfo != conninfo:
+                self._outer = OuterTransaction(conninfo, reads_only=True)
+            return self._outer
 
     def _current(self) -> str:
         """Give the name of the running test's own database, if it has one."""
-        lead = self._lead(self._leading())
-        return "" if isinstance(lead, OuterTransaction) else lead["dbname"]
+        leading = self._leading()
+        lead = None if leading is None else leading.leads_to
+        return "" if lead is None or isinstance(lead, OuterTransaction) else lead["dbname"]
 
-    def conninfo(self, *, ends_with_test: bool) -> dict[str, str]:
-        """Give libpq's keywords that lead here, by connections that end with their test or not."""
-        return {
-            "host": str(self._listener.directory),
-            "port": str(self._listener.ports[ends_with_test]),
-            "user": self._conninfo["user"],
-            "dbname": (ends_with_test and self._current()) or self._conninfo["dbname"],
-        }
+    def conninfo(self, purpose: Purpose) -> dict[str, str]:
+        """Give libpq's keywords that lead here."""
+        return self.entrance.conninfo(purpose, self._name_for(purpose))
+
+    def conninfo_by_tcp(self, purpose: Purpose) -> dict[str, str]:
+        """Give libpq's keywords that lead here by TCP, with a password."""
+        return self.entrance.conninfo_by_tcp(purpose, self._name_for(purpose))
+
+    def _name_for(self, purpose: Purpose) -> str:
+        return "" if purpose is Purpose.SESSION else self._current()
 
     # Tests
 
@@ -92,8 +106,10 @@ class Gateway:
 
         Their databases are copied or dropped next.
         """
-        self._outside.reset()
-        self._outside.close()
+        outer = self._outer
+        if outer is not None:
+            outer.reset()
+            outer.close()
         for client, session in list(self._clients.items()):
             if client.sending:
                 client.cut_off()  # it takes nothing of what it has asked for
@@ -113,12 +129,13 @@ class Gateway:
 
     def close(self) -> None:
         """End all of it."""
-        self._listener.close()
+        self.entrance.close()
         for client in list(self._clients):
             self._dismiss(client, _RUN_HAS_ENDED)
         for thread in list(self._threads):
             thread.join(_PATIENCE)
-        self._outside.close()
+        if self._outer is not None:
+            self._outer.close()
 
     def forget_in_fork(self) -> None:
         """Leave the clients to the parent."""
@@ -127,9 +144,10 @@ class Gateway:
 
     # Clients
 
-    def _accept(self, sock: socket.socket) -> None:
-        client = Client(sock, ClientStatements())
-        client.ends_with_test = sock.getsockname().endswith(str(self._listener.ports[True]))
+    def accept(self, sock: socket.socket) -> None:
+        """Serve a client in a thread of its own."""
+        ends_with_test = self.entrance.purpose_of(sock) is not Purpose.SESSION
+        client = Client(sock, ClientStatements(), ends_with_test=ends_with_test)
         self._clients[client] = None
         thread = threading.Thread(
             target=self._run, args=(client, peer_process(sock)), name="pgmonkey-client", daemon=True
@@ -137,7 +155,8 @@ class Gateway:
         self._threads.add(thread)
         thread.start()
 
-    def _cancel(self, _pid: int, key: bytes) -> None:
+    def cancel(self, _pid: int, key: bytes) -> None:
+        """Cancel what the client with this key runs."""
         for client, session in list(self._clients.items()):
             if client.key == key and session is not None:
                 session.cancel()
@@ -148,7 +167,7 @@ class Gateway:
                 self._serve(client)
         except wire.ProtocolViolation as violation:
             client.refuse(violation)
-        except (SandboxError, psycopg.Error) as error:
+        except (PGMonkeyError, psycopg.Error) as error:
             client.out += error_report(error, severity="FATAL")
         except (EOFError, TimeoutError, OSError):
             pass  # it has gone, or never came
@@ -182,7 +201,7 @@ class Gateway:
         def still_leads() -> bool:
             return self._leading() is leading
 
-        lead = self._lead(leading)
+        lead = self._outside if leading is None else leading.leads_to
         if isinstance(lead, OuterTransaction):
             return JoinedSession(client, lead, still_leads)
         return RelayedSession(client, lead, still_leads)
@@ -203,24 +222,39 @@ class Gateway:
         if problem:
             client.out += wire.failure(*problem, severity="FATAL")
             return False
+        client.has_come()
         self._greet(client, startup)
         return True
+
+    def _knows_password(self, client: Client) -> bool:
+        client.out += wire.CLEARTEXT_PASSWORD
+        client.flush()
+        return hmac.compare_digest(client.password(), self.entrance.password.encode())
 
     def _problem(self, client: Client) -> tuple[str, str] | None:
         """Find why a client cannot be served: SQLSTATE and a sentence."""
         given = client.parameters
-        user, dbname = self._conninfo["user"], self._conninfo["dbname"]
+        user, dbname = self.entrance.user, self.entrance.dbname
         asked = given.get("user", "")
+        if client.has_password and not self._knows_password(client):
+            return "28P01", f'password authentication failed for user "{asked}"'
         if asked != user:
             return "28000", f'role "{asked}" cannot join the test: connect as "{user}"'
         asked = given.get("database") or asked
-        if asked not in (dbname, self._current()):
-            return "3D000", f'there is one test database: connect to "{dbname}", not to "{asked}"'
+        if asked not in (dbname, *self._others) and asked not in self._names():
+            return "3D000", (
+                f'there is one test database: connect to "{dbname}", not to "{asked}", or let '
+                f"that name lead to it, too: in the ini file, pgmonkey_map = {asked} = primary"
+            )
         if given.get("replication", "false") not in ("false", "off", "no", "0"):
             return "0A000", "a rolled-back test has nothing to replicate"
         if client.ends_with_test and self._leading() is None:
             return "57P03", _NO_TEST
         return None
+
+    def _names(self) -> tuple[str, ...]:
+        """Give the names that the test's database really has."""
+        return self._conninfo()["dbname"], self._current()
 
     def _greet(self, client: Client, startup: wire.Startup) -> None:
         wanted = wanted_settings(client.parameters)
@@ -248,10 +282,12 @@ class Gateway:
     def _pid(self, otherwise: int) -> int:
         """Give the process that the server's own views know a client of now by."""
         leading = self._leading()
-        lead = self._lead(leading)
-        if leading is None or not isinstance(lead, OuterTransaction):
-            return otherwise
-        return lead.backend.backend_pid
+        lead = None if leading is None else leading.leads_to
+        return lead.backend.backend_pid if isinstance(lead, OuterTransaction) else otherwise
+
+
+def _entrance_for(gateway: Gateway, conninfo: Mapping[str, str]) -> Entrance:
+    return Entrance(conninfo["user"], conninfo["dbname"], lambda: gateway)
 
 
 _living: weakref.WeakSet[Gateway] = weakref.WeakSet()

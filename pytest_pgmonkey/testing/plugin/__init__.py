@@ -12,7 +12,8 @@ from .collection import (
     pytest_generate_tests,
     pytest_runtest_setup,
 )
-from .configure import pytest_addoption, pytest_configure, pytest_load_initial_conftests
+from .configure import pytest_addoption
+from .environment import pytest_configure, pytest_load_initial_conftests
 from .fixtures import (
     _pgmonkey_kit,
     _pgmonkey_test,
@@ -29,6 +30,7 @@ from .fixtures import (
     pgmonkey_pool,
     pgmonkey_schema,
     pgmonkey_server,
+    pgmonkey_url,
 )
 from .lifecycle import (
     pytest_configure_node,

@@ -23,7 +23,7 @@ _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
 _TEST_FIXTURE: Final = "_pgmonkey_test"
-_JOINING: Final = "pgmonkey_dsn"
+_JOINING: Final = frozenset({"pgmonkey_dsn", "pgmonkey_url"})
 _BEGINNING: Final = (
     "pgmonkey",
     "pgmonkey_connection",
@@ -94,11 +94,16 @@ def _shared_data_problem(item: pytest.Item) -> str:
 
 
 def uses_kit(item: pytest.Item) -> bool:
-    """Whether a test asks for a database, by fixture or marker."""
-    return item.get_closest_marker(_MARKER) is not None or any(
+    """Whether a test asks for a database: by fixture or marker, or as all of the run's."""
+    return _is_marked(item) or any(
         name.startswith(_PREFIX) and _is_ours(name, internals.fixtures_of(item).get(name, ()))
         for name in getattr(item, "fixturenames", ())
     )
+
+
+def _is_marked(item: pytest.Item) -> bool:
+    """Whether a test has the marker; where the application finds the database, each counts."""
+    return item.get_closest_marker(_MARKER) is not None or bool(item.config.stash[OPTIONS].env)
 
 
 def _is_ours(name: str, definitions: Sequence[Any]) -> bool:
@@ -143,7 +148,7 @@ def _put_first(item: pytest.Item, names: list[str]) -> None:
     beginning = next((name for name in names if name in _BEGINNING), None)
     if beginning is not None:
         names.remove(beginning)
-    elif item.get_closest_marker(_MARKER) is not None or _JOINING in names:
+    elif _is_marked(item) or not _JOINING.isdisjoint(names):
         beginning = _TEST_FIXTURE
     else:
         return  # It asks for the server or the database only.

@@ -43,26 +43,21 @@ def _help(option: Option) -> str:
     return f"{option.help}{choices}{default}".replace("%", "%%")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    # A conftest may import the application, which may ask for its handles at once.
-    _install(early_config, early_config.known_args_namespace)
-
-
-def pytest_configure(config: pytest.Config) -> None:
+def configure(config: pytest.Config) -> None:
+    """Install what `install` does where no conftest has been loaded, and refuse odd pytests."""
     config.addinivalue_line(
         "markers",
         "pgmonkey(isolation='rollback', types='native'): give the test a PostgreSQL database "
         "that is rolled back, without naming a fixture, or with other settings than the run's.",
     )
     if INTERCEPTION not in config.stash:
-        _install(config, config.option)
+        install(config, config.option)
     # A project that only has the package installed runs on any pytest.
     if (problem := internals.unsupported()) and mentions_kit(config):
         raise pytest.UsageError(problem)
 
 
-def _install(config: pytest.Config, arguments: Any) -> None:
+def install(config: pytest.Config, arguments: Any) -> None:
     """Decide the options, and stand between the application's handles and their servers."""
     try:
         options = resolve(

@@ -61,7 +61,18 @@ def pgmonkey_dsn(_pgmonkey_kit: Kit) -> str:
     """What any client connects with once for the whole session, to join the tests one by one."""
     from psycopg.conninfo import make_conninfo
 
-    return make_conninfo(**_pgmonkey_kit.gateway.conninfo(ends_with_test=False))
+    from ..addresses.purpose import Purpose
+
+    return make_conninfo(**_pgmonkey_kit.gateway.conninfo(Purpose.SESSION))
+
+
+@pytest.fixture(scope="session")
+def pgmonkey_url(_pgmonkey_kit: Kit) -> str:
+    """The same as a URL: postgresql://user:password@127.0.0.1:port/name."""
+    from ..addresses.purpose import Purpose
+    from ..addresses.urls import url_of
+
+    return url_of(_pgmonkey_kit.gateway.conninfo_by_tcp(Purpose.SESSION))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ And what the report tells of its server, and of the databases that it keeps.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -19,12 +20,15 @@ from .configure import INTERCEPTION, OPTIONS, mentions_kit
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from ..gateway.entrance.entrance import Entrance
     from ..kit import Kit
     from ..options import Options
     from ..prepared import Database
     from ..servers.server import Worker
 
+ENTRANCE: Final[pytest.StashKey[Entrance | None]] = pytest.StashKey()
 _KIT: Final = pytest.StashKey["Kit"]()
+_making: Final = threading.Lock()  # a client of the gateway may be the first to ask
 _RUN: Final = pytest.StashKey[dict[str, str | int]]()
 
 
@@ -32,21 +36,28 @@ def kit_of(config: pytest.Config) -> Kit:
     """Give the kit of this process; made at its first use, and with it all that is heavy."""
     kit = config.stash.get(_KIT, None)
     if kit is None:
-        try:
-            from ..kit import Kit
-        except ImportError:
-            require_libpq()
-            raise
-        interception = config.stash[INTERCEPTION]
-        # A doctest or getfixturevalue() may ask although no collected test said that it would.
-        sources.interceptor = interception
-        kit = config.stash[_KIT] = Kit(
-            config.stash[OPTIONS],
-            interception,
-            partial(_stop, config),
-            _worker(config),
-            clones_wanted=config.stash.get(CLONES_WANTED, False),
-        )
+        with _making:
+            return config.stash.get(_KIT, None) or _make_kit(config)
+    return kit
+
+
+def _make_kit(config: pytest.Config) -> Kit:
+    try:
+        from ..kit import Kit
+    except ImportError:
+        require_libpq()
+        raise
+    interception = config.stash[INTERCEPTION]
+    # A doctest or getfixturevalue() may ask although no collected test said that it would.
+    sources.interceptor = interception
+    kit = config.stash[_KIT] = Kit(
+        config.stash[OPTIONS],
+        interception,
+        partial(_stop, config),
+        _worker(config),
+        clones_wanted=partial(config.stash.get, CLONES_WANTED, False),
+        entrance=config.stash.get(ENTRANCE, None),
+    )
     return kit
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..databases.recipe import recipe_of
 from ..databases.schema import resolve_steps
-from .server import ServerStartError
+from .server import ROLE, ServerStartError, scratch_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,6 +87,22 @@ def start_server(
     from .embedded.server import start_embedded
 
     return start_embedded(choice.binaries, recipe, worker)
+
+
+def expected(options: Options, worker: str = "") -> tuple[str, str]:
+    """Tell, before there is a server, which user and database the tests will have on it.
+
+    A scratch database of a configured server goes by the name that the file has.
+    """
+    if options.config is None:
+        return ROLE, scratch_name("tests", worker)
+    from psycopg import pq
+
+    server = _configured(options, options.config, None)
+    conninfo = server.conninfo(str(server.existing))
+    defaults = {one.keyword: one.val for one in pq.Conninfo.get_defaults()}
+    user = conninfo.get("user") or (defaults.get(b"user") or b"").decode()
+    return user, conninfo["dbname"]
 
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:

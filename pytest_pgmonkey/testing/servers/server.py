@@ -50,6 +50,11 @@ THROWAWAY: Final = {
 }
 
 
+def scratch_name(name: str, worker: str) -> str:
+    """Give the name of a database that is a worker's own."""
+    return f"{name}_{worker}" if worker else name
+
+
 def arguments(settings: Mapping[str, str]) -> list[str]:
     """Give the arguments of `postgres` for these settings."""
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
@@ -147,6 +152,16 @@ class Server(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Leave nothing behind; a second call does nothing."""
+
+    @property
+    def admin_dsn(self) -> str:
+        """What libpq connects with as the administrator of a server of ours.
+
+        It may create databases and roles. Raises PGMonkeyError where the server is somebody else's.
+        """
+        raise PGMonkeyError(
+            f"{self.description}: the kit knows no administrator of a server that is not its own"
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.description}>"
@@ -272,12 +287,18 @@ class OwnServer(Server):
     def admin_conninfo(self, dbname: str = "") -> dict[str, str]:
         return self._conninfo(ADMIN, dbname or ADMIN)
 
+    @property
+    def admin_dsn(self) -> str:
+        from psycopg.conninfo import make_conninfo
+
+        return make_conninfo(**self.admin_conninfo())
+
     def config(self, dbname: str) -> dict[str, Any]:
         conninfo = self.conninfo(dbname)
         return {"connection_settings": {**conninfo, "port": int(conninfo["port"])}}
 
     def scratch_name(self, name: str) -> str:
-        return f"{name}_{self._worker.name}" if self._worker else name
+        return scratch_name(name, self._worker.name if self._worker else "")
 
     def template(self, recipe: Recipe, load: Callable[[str], None]) -> str:
         from ..databases.advisory_locks import exclusive

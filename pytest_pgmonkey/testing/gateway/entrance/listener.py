@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from ...addresses.purpose import Purpose
 from ...servers.embedded.directories import ON_WINDOWS, choose_directories
 from ...servers.guard import Guard
 from ...servers.server import ServerStartError
@@ -39,8 +40,6 @@ class Listener:
     A client that sends nothing, or half a message, is handed over after `patience` seconds.
     """
 
-    ports: Final = porter.PORTS
-
     def __init__(
         self,
         on_client: Callable[[socket.socket], None],
@@ -55,6 +54,9 @@ class Listener:
         self._closed = False
         self._porter = _PorterProcess(choose_directories(None)[-1], patience)
         self.directory = self._porter.directory
+        self._ports = {str(port): Purpose(i) for i, port in enumerate(porter.PORTS)}
+        self._by_tcp: dict[Purpose, int] = {}
+        self._opening = threading.Lock()
         self._control = socket.socket(socket.AF_UNIX)
         self._thread = threading.Thread(target=self._serve, name="pgmonkey-gateway", daemon=True)
         try:
@@ -66,6 +68,28 @@ class Listener:
             raise
         _living.add(self)
         atexit.register(self.close)
+
+    def port(self, purpose: Purpose) -> int:
+        """Give the port of the Unix socket."""
+        return porter.PORTS[purpose]
+
+    def port_by_tcp(self, purpose: Purpose) -> int:
+        """Give the port on loopback; there is none before somebody asks for one.
+
+        Anybody on this machine can connect to it.
+        """
+        with self._opening:
+            if not self._by_tcp:
+                for number, port in enumerate(self._porter.ask("listen_by_tcp")):
+                    self._by_tcp[Purpose(number)] = port
+                    self._ports[str(port)] = Purpose(number)
+        return self._by_tcp[purpose]
+
+    def purpose_of(self, sock: socket.socket) -> Purpose:
+        """Tell what a client has come for."""
+        name = sock.getsockname()
+        port = str(name[1]) if sock.family == socket.AF_INET else name.rpartition(".")[2]
+        return self._ports[port]
 
     def close(self) -> None:
         """Accept nobody any more, and remove the directory; a second call does nothing."""

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 # pathlib would make this process start 10 ms later
 # ruff: noqa: PTH102, PTH106, PTH108, PTH208
 
-#: Clients that live on from test to test, and those that end with theirs.
-PORTS: Final = (5432, 5433)
+#: Clients that live on from test to test, those that end with theirs, and those that only look.
+PORTS: Final = (5432, 5433, 5434)
+#: So many of them may come by TCP as well.
+BY_TCP: Final = 2
+LOOPBACK: Final = "127.0.0.1"
 SOCKET: Final = ".s.PGSQL."
 CONTROL: Final = "porter"
 
@@ -86,6 +89,13 @@ class Guardian(guardian.Guardian):
             self._porter = Porter(self._directory, self._patience)
             self._porter.start()
 
+    def do_listen_by_tcp(self) -> list[int]:
+        """Listen on loopback as well; gives a port for each kind of client."""
+        with self._lock:
+            if self._ended or self._porter is None:
+                raise OSError("it is being stopped")
+            return self._porter.listen_by_tcp()
+
     def is_kept(self) -> bool:
         return False
 
@@ -118,8 +128,9 @@ class Porter(threading.Thread):
         self._patience = patience
         self._control_path = f"{directory}/{CONTROL}"
         self._listeners = [listen(f"{directory}/{SOCKET}{port}") for port in PORTS]
+        self._watched = 0  # so many of them
         self._control = listen(self._control_path)
-        self._stopper, self._stopped = socket.socketpair()
+        self._waker, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._running = True
         self._undecided: dict[socket.socket, Undecided] = {}
@@ -130,13 +141,20 @@ class Porter(threading.Thread):
         self._held: dict[int, tuple[socket.socket, float]] = {}
         self._acknowledged = bytearray()
 
+    def listen_by_tcp(self) -> list[int]:
+        """Listen on loopback as well, from another thread; gives the ports."""
+        listeners = [listen_by_tcp() for _ in range(BY_TCP)]
+        self._listeners.extend(listeners)
+        self._waker.send(b"\0")
+        return [int(listener.getsockname()[1]) for listener in listeners]
+
     def stop(self) -> None:
         """Close all sockets, and wait for that."""
-        self._stopper.close()
+        self._waker.close()
         self.join()
 
     def run(self) -> None:
-        self._watch(self._stopped, self._end)
+        self._watch(self._woken, self._wake)
         self._watch(self._control, self._accept_control)
         try:
             while self._running:
@@ -149,13 +167,20 @@ class Porter(threading.Thread):
     def _watch(self, sock: socket.socket, action: Callable[[socket.socket], object]) -> None:
         self._selector.register(sock, selectors.EVENT_READ, action)
 
-    def _end(self, _: socket.socket) -> None:
-        self._running = False
+    def _wake(self, sock: socket.socket) -> None:
+        self._running = bool(sock.recv(64))
+        if self._watched:  # else pytest has not come yet
+            self._watch_listeners()
+
+    def _watch_listeners(self) -> None:
+        for listener in self._listeners[self._watched :]:
+            self._watch(listener, self._accept_client)
+            self._watched += 1
 
     def _close_all(self) -> None:
         self._selector.close()
         held = [sock for sock, _ in self._held.values()]
-        for sock in (*self._listeners, self._control, self._stopped, *self._undecided, *held):
+        for sock in (*self._listeners, self._control, self._woken, *self._undecided, *held):
             sock.close()
 
     # --- the clock ---
@@ -253,8 +278,7 @@ class Porter(threading.Thread):
         os.unlink(self._control_path)
         self._control = sock
         self._watch(sock, self._serve_control)
-        for clients in self._listeners:
-            self._watch(clients, self._accept_client)
+        self._watch_listeners()
 
     def _serve_control(self, control: socket.socket) -> None:
         self._flush()
@@ -345,14 +369,26 @@ def listen(path: str) -> socket.socket:
     return sock
 
 
+def listen_by_tcp() -> socket.socket:
+    """Listen on loopback, on a port that is free."""
+    sock = socket.socket(socket.AF_INET)
+    sock.setblocking(False)
+    sock.bind((LOOPBACK, 0))
+    sock.listen(BACKLOG)
+    return sock
+
+
 def accept(listener: socket.socket) -> socket.socket | None:
-    """Accept a client of this user or of root, `None` where it is another's or has gone."""
+    """Accept a client, `None` where it has gone; by a Unix socket one of this user or of root."""
     try:
         sock, _ = listener.accept()
     except OSError:
         return None
     sock.setblocking(False)
     with contextlib.suppress(OSError):
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
         if peer_uid(sock) in (os.geteuid(), 0):
             return sock
     sock.close()

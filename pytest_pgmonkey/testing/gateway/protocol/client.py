@@ -27,8 +27,14 @@ class Client:
     Where it is gone, or takes nothing any more, it is `dead`, and what is sent goes nowhere.
     """
 
-    def __init__(self, sock: socket.socket, statements: ClientStatements) -> None:
+    def __init__(
+        self, sock: socket.socket, statements: ClientStatements, *, ends_with_test: bool
+    ) -> None:
         self._socket: Final = sock
+        self.ends_with_test: Final = ends_with_test
+        """Whether it is sent away with the running test."""
+        self.has_password: Final = sock.family != socket.AF_UNIX
+        """Whether it must say the password: who uses a Unix socket is known to be the user."""
         self._data = b""
         self._at = 0
         self._put_back: Message | None = None
@@ -56,8 +62,6 @@ class Client:
         self.dead = False
         self.dismissed = ""
         """Why it is to be told to go."""
-        self.ends_with_test = False
-        """Whether it is sent away with the running test."""
         self.sending = False
         """Whether it has yet to take what it is sent."""
 
@@ -71,12 +75,21 @@ class Client:
         """Give its first message; raises ProtocolViolation, TimeoutError or EOFError."""
         self._socket.settimeout(_HANDSHAKE)
         header = self._exactly(4)
-        raw = header + self._exactly(wire.startup_size(header) - 4)
+        return header + self._exactly(wire.startup_size(header) - 4)
+
+    def password(self) -> bytes:
+        """Give the password that it was asked for; raises what `startup` does."""
+        header = self._exactly(5)
+        if header[:1] != b"p":
+            raise ProtocolViolation("a password was expected")
+        return self._exactly(wire.password_size(header)).rstrip(b"\0")
+
+    def has_come(self) -> None:
+        """Have no time limit for what it asks from now on, but one for what it takes."""
         # The kernel's own limit: a time-out of Python's costs a poll for each call.
         self._socket.settimeout(None)
         limit = struct.pack("@ll", _PATIENCE, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        return raw
 
     def _exactly(self, size: int) -> bytes:
         found = b""

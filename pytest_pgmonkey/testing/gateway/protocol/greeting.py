@@ -10,7 +10,7 @@ import psycopg
 from ...file_settings import option_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _REPORTED: Final = (
     "server_version server_encoding client_encoding application_name in_hot_standby is_superuser "
@@ -52,7 +52,7 @@ def _plain(value: str) -> str:
 class Greetings:
     """What connections with various settings are told; each kind is asked of the server once."""
 
-    def __init__(self, conninfo: Mapping[str, str]) -> None:
+    def __init__(self, conninfo: Callable[[], Mapping[str, str]]) -> None:
         self._conninfo: Final = conninfo
         self._lock = threading.Lock()
         self._found: dict[Settings, Greeting] = {}
@@ -65,7 +65,7 @@ class Greetings:
             return self._found[settings]
 
     def _ask(self, settings: Settings) -> Greeting:
-        keywords: Any = self._conninfo
+        keywords: Any = self._conninfo()
         with psycopg.connect(**keywords, autocommit=True) as conn:
             for name, value in settings:
                 conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])

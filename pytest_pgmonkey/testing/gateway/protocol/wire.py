@@ -74,6 +74,14 @@ def startup_size(header: bytes) -> int:
     return size
 
 
+def password_size(header: bytes) -> int:
+    """Give what follows the five bytes with which a password begins."""
+    size = int(_INT.unpack_from(header, 1)[0])
+    if not 5 <= size <= _MOST_STARTUP:
+        raise ProtocolViolation("invalid length of password packet")
+    return size - 4
+
+
 def read_startup(raw: bytes) -> Startup:
     """Read a first message."""
     code = _START.unpack_from(raw)[1]
@@ -202,6 +210,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 SYNC: Final = message(b"S")
 AUTHENTICATION_OK: Final = message(b"R", _INT.pack(0))
+CLEARTEXT_PASSWORD: Final = message(b"R", _INT.pack(3))
 PARSE_COMPLETE: Final = message(b"1")
 BIND_COMPLETE: Final = message(b"2")
 CLOSE_COMPLETE: Final = message(b"3")
