@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..config import connection_spec
 from ..connection_type import CONNECTION_TYPES
@@ -18,28 +18,34 @@ from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
 from .databases.recipe import recipe_of
 from .databases.schema import resolve_steps
-from .isolation import SpoiledError
+from .isolation import KitError, SpoiledError
 from .options import refuse_existing
 from .prepared import Database, Preparation
 from .rollback import RollbackIsolation
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
-    from contextlib import AbstractContextManager
 
     from psycopg import Connection
 
     from .clones.keeping import Keeping
     from .gateway.entrance.entrance import Entrance
     from .gateway.gateway import Gateway
+    from .gateway.sessions.wider import WiderSession
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
+    from .sandbox.core.outer import OuterTransaction, Scope
     from .servers.server import Server, Worker
 
 __all__ = ["Kit"]
+
+_NOT_IN_A_CLONE: Final = (
+    "a client has written in a transaction that it began outside of the test and that is still "
+    "open; a clone does not have that data. Use isolation='rollback', or end the transaction"
+)
 
 
 class Kit:
@@ -74,6 +80,7 @@ class Kit:
         # A client may start the server from a thread of its own.
         self._starting = threading.Lock()
         self._opening = threading.Lock()
+        self._between = threading.RLock()  # a client may open a scope while a test begins
         self._server: Server | None = None
         self._database: Database | None = None
         self._keeping: Keeping | None = None
@@ -187,6 +194,7 @@ class Kit:
                     self._greeter,
                     self._entrance,
                     self._options.map,
+                    self,
                 )
                 self._ends.callback(gateway.close)
             return self._gateway
@@ -202,20 +210,51 @@ class Kit:
 
     # Tests
 
-    def share(self) -> AbstractContextManager[Connection[Any]]:
+    @contextmanager
+    def share(self) -> Iterator[Connection[Any]]:
         """Give a connection whose work the tests of a scope see, until the block ends."""
-        self._end_sessions()
-        if self._clones_wanted():
-            self._clones.make_template()  # while nobody is connected to the database
-        return self._rollback.share()
+        with self._between:
+            self._end_sessions()
+            if self._clones_wanted():
+                self._clones.make_template()  # while nobody is connected to the database
+            scope = self._rollback.open_scope()
+        try:
+            yield scope.connection
+        finally:
+            with self._between:
+                self._rollback.close_scope(scope)
+
+    def widen(self, make: Callable[[OuterTransaction], WiderSession]) -> WiderSession | None:
+        """Open a scope for a transaction that a client has begun outside of a test.
+
+        Gives `None` where a test has begun meanwhile, or the database is not prepared.
+        """
+        with self._between:
+            if self._depth or self._database is None:
+                return None
+            self._end_sessions()
+            if self._clones_wanted():
+                self._clones.make_template()
+            return self._rollback.widen(make)
+
+    def leave(self, scope: Scope[Any]) -> None:
+        """Close such a scope, at the end of the test where one runs."""
+        with self._between:
+            self._rollback.leave(scope, in_test=bool(self._depth))
 
     def begin(self, isolation: str) -> None:
         """Begin a test; fixtures may do so several times, the first one counts."""
+        with self._between:
+            self._begin(isolation)
+
+    def _begin(self, isolation: str) -> None:
         if not self._depth:
             self._end_sessions()
             test: Isolation = self._rollback
             if isolation == "clone":
                 self._rollback.check_server()
+                if self._rollback.has_wider:
+                    raise KitError(_NOT_IN_A_CLONE)
                 retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
                 test = CloneIsolation(self._clones, self.server, CloneConnector, retire)
             test.begin()
@@ -228,6 +267,10 @@ class Kit:
 
         Where that cannot be done the run stops, and SpoiledError is raised.
         """
+        with self._between:
+            return self._end()
+
+    def _end(self) -> tuple[list[str], list[str]]:
         self._depth -= 1
         if self._depth:
             return [], []

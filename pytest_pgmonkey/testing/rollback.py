@@ -14,6 +14,7 @@ from .sandbox.psycopg_door.connections import SandboxConnection
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .gateway.sessions.wider import WiderSession
     from .sandbox.core.outer import OuterTransaction, Scope
 
 __all__ = ["RollbackIsolation"]
@@ -46,6 +47,8 @@ class RollbackIsolation:
         self._pooled = False
         self._lost = ""
         self._shared: list[Scope[SandboxConnection]] = []
+        self._wider: list[WiderSession] = []
+        self._left: list[Scope[Any]] = []
 
     def connect(self) -> None:
         """Connect now, so that a server that cannot be reached shows at once."""
@@ -85,20 +88,58 @@ class RollbackIsolation:
         finally:
             conn.close()
 
-    @contextmanager
-    def share(self) -> Iterator[SandboxConnection]:
-        """Give a connection whose work the tests of a scope see, until the block ends."""
-        scope = self._sandbox.open_scope()
+    def open_scope(self) -> Scope[SandboxConnection]:
+        """Give a connection whose work the tests of a scope see."""
+        with self._holding():
+            scope = self._sandbox.open_scope()
         self._shared.append(scope)
-        try:
-            yield scope.connection
-        finally:
-            self._shared.remove(scope)
+        return scope
+
+    def close_scope(self, scope: Scope[SandboxConnection]) -> None:
+        """Roll back what was made with it."""
+        self._shared.remove(scope)
+        with self._holding():
             scope.close()
+
+    def widen(self, make: Callable[[OuterTransaction], WiderSession]) -> WiderSession:
+        """Let a client's transaction be a scope, whose work the tests see until it ends."""
+        with self._holding():
+            self._sandbox.make_room()
+            session = make(self._sandbox)
+            self._wider.append(session)
+            return session
+
+    def leave(self, scope: Scope[Any], *, in_test: bool) -> None:
+        """Close the scope of a client's transaction, at the end of the test where one runs."""
+        if in_test:
+            self._left.append(scope)
+            return
+        with self._holding():
+            self._close_wider([scope])
+
+    def _close_wider(self, scopes: list[Scope[Any]]) -> None:
+        for scope in scopes:
+            scope.close()
+        self._wider = [each for each in self._wider if not each.scope.lost]
+
+    @property
+    def has_wider(self) -> bool:
+        """Whether a client's transaction is open that was begun outside of a test."""
+        return any(not session.scope.lost for session in self._wider)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Have no client with a wider transaction do anything meanwhile."""
+        held = [session for session in self._wider if session.hold()]
+        try:
+            yield
+        finally:
+            for session in held:
+                session.release()
 
     def begin(self) -> None:
         """Begin a test; the first connection that it borrows begins the transaction."""
-        if self._lost or self._shared:
+        if self._lost or self._shared or self._wider:
             self._begin_special()
 
     def _begin_special(self) -> None:
@@ -108,7 +149,9 @@ class RollbackIsolation:
                 "the data of pgmonkey_module or pgmonkey_class is gone: an earlier test has lost "
                 "the session that it was written in"
             )
-        self._sandbox.begin()
+        with self._holding():
+            self._wider = [session for session in self._wider if not session.scope.lost]
+            self._sandbox.begin()
 
     def check_server(self) -> None:
         """Raise KitError where the server has ended; the first one shows the server's log."""
@@ -123,7 +166,7 @@ class RollbackIsolation:
         """
         sandbox = self._sandbox
         refusals = sandbox.take_refusals()
-        failures = sandbox.reset()
+        failures = self._reset_with_wider() if self._wider else sandbox.reset()
         if sandbox.spoiled:
             sandbox.close()
             sandbox.spoiled = False
@@ -131,6 +174,13 @@ class RollbackIsolation:
         elif not sandbox.is_open:
             self._reopen()
         return failures, refusals
+
+    def _reset_with_wider(self) -> list[str]:
+        with self._holding():
+            failures = self._sandbox.reset()
+            left, self._left = self._left, []
+            self._close_wider(left)
+            return failures
 
     def _reopen(self) -> None:
         """Connect anew, or remember why no further test can: one line for each is enough."""

@@ -412,7 +412,9 @@ def test_two_phase_commits_are_refused(stage):
 
 def test_a_scope_s_data_is_seen_by_clients(stage):
     """What pgmonkey_module has written is there, test after test, and nothing of it is lost."""
-    with stage.rollback.share() as shared:
+    scope = stage.rollback.open_scope()
+    shared = scope.connection
+    try:
         shared.execute("INSERT INTO t VALUES (1, 'shared')")
         with psycopg.connect(stage.session_dsn, autocommit=True) as lasting:
             for _ in range(2):
@@ -422,6 +424,8 @@ def test_a_scope_s_data_is_seen_by_clients(stage):
                     lasting.execute("DELETE FROM t WHERE n = 1")
                     with psycopg.connect(stage.dsn) as conn:
                         assert numbers(conn) == [2]
+    finally:
+        stage.rollback.close_scope(scope)
 
 
 def test_a_statement_that_still_runs_at_the_end(stage):

@@ -24,12 +24,14 @@ from .protocol.reports import error_report
 from .sessions.doomed import DoomedSession
 from .sessions.joined import JoinedSession
 from .sessions.relayed import RelayedSession
+from .sessions.wider import WiderSession
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Mapping
 
     from ..isolation import Sources
+    from .sessions.wider import Scopes
 
 logger = logging.getLogger("pytest_pgmonkey")
 
@@ -51,7 +53,8 @@ class Gateway:
 
     `leading` gives what handles borrow from now, `None` where no test runs; `conninfo` leads to the
     database that can be read meanwhile, `greeter` to one where every client's settings can be tried
-    out. Databases by the names in `others` are the test's, too.
+    out. Databases by the names in `others` are the test's, too. `scopes` are those of transactions
+    that are begun outside of tests.
     """
 
     def __init__(
@@ -61,10 +64,12 @@ class Gateway:
         greeter: Callable[[], Mapping[str, str]],
         entrance: Entrance | None = None,
         others: Collection[str] = (),
+        scopes: Scopes | None = None,
     ) -> None:
         self._leading = leading
         self._conninfo: Final = conninfo
         self._others: Final = others
+        self._scopes: Final = scopes
         self._greetings = Greetings(greeter)
         self._outer: OuterTransaction | None = None
         self._moving = threading.Lock()
@@ -187,7 +192,8 @@ class Gateway:
             finally:
                 self._clients[client] = None
                 session.close()
-            client.doomed = client.doomed or (there and client.status != _IDLE)
+            is_open = there and client.status != _IDLE
+            client.doomed = client.doomed or (is_open and not client.begun)
 
     def _session(self, client: Client) -> _Session:
         if client.doomed:
@@ -196,6 +202,9 @@ class Gateway:
         if message is None:
             raise EOFError
         client.put_back(message)
+        widens, client.widens = client.widens, False
+        if widens and (wider := self._wider(client)) is not None:
+            return wider
         leading = self._leading()
 
         def still_leads() -> bool:
@@ -203,8 +212,15 @@ class Gateway:
 
         lead = self._outside if leading is None else leading.leads_to
         if isinstance(lead, OuterTransaction):
-            return JoinedSession(client, lead, still_leads)
+            outside = leading is None and not widens
+            return JoinedSession(client, lead, still_leads, outside=outside)
         return RelayedSession(client, lead, still_leads)
+
+    def _wider(self, client: Client) -> WiderSession | None:
+        scopes = self._scopes
+        if scopes is None:
+            return None
+        return scopes.widen(lambda outer: WiderSession(client, outer, scopes))
 
     # The handshake
 

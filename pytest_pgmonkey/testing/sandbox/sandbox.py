@@ -96,10 +96,9 @@ class Sandbox(OuterTransaction):
 
     def open_scope(self) -> Scope[SandboxConnection]:
         """Begin data that several tests share; `scope.close()` takes it back."""
-        if self._scopes:
-            self._narrow()
+        self.make_room()
         conn: SandboxConnection = self._lend(SandboxConnection)
-        return self._add_scope(conn._member, conn)
+        return self.add_scope(conn._member, conn)
 
     def reset(self) -> list[str]:
         """Undo what a test did and give what went wrong in it, as sentences for its report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from ...sandbox.core.places import Peer
@@ -37,7 +38,7 @@ class Client:
         """Whether it must say the password: who uses a Unix socket is known to be the user."""
         self._data = b""
         self._at = 0
-        self._put_back: Message | None = None
+        self._put_back: deque[Message] = deque()
         self.out = bytearray()
         """What is to be sent with the next flush."""
         self.statements: Final = statements
@@ -57,6 +58,10 @@ class Client:
         """The transaction status that it was told last."""
         self.skips = False
         """Whether everything up to its next Sync is to be skipped."""
+        self.begun = b""
+        """The BEGIN of a transaction that goes on in its next session."""
+        self.widens = False
+        """Whether that transaction writes, outside of a test."""
         self.doomed = False
         """Whether it is in a transaction that has ended with its test."""
         self.dead = False
@@ -100,16 +105,14 @@ class Client:
             found += data
         return found
 
-    def put_back(self, message: Message) -> None:
-        """Let the next `receive()` give this message."""
-        self._put_back = message
+    def put_back(self, *messages: Message) -> None:
+        """Let the next calls of `receive()` give these messages."""
+        self._put_back.extendleft(reversed(messages))
 
     def receive(self) -> Message | None:
         """Wait for a message and give it; `None` where no other will come."""
-        message = self._put_back
-        if message is not None:
-            self._put_back = None
-            return message
+        if self._put_back:
+            return self._put_back.popleft()
         try:
             while (message := self.next_message()) is None:
                 if not self.read():
@@ -120,8 +123,7 @@ class Client:
 
     def taken(self) -> Message | None:
         """Give a message without waiting for one."""
-        message, self._put_back = self._put_back, None
-        return message or self.next_message()
+        return self._put_back.popleft() if self._put_back else self.next_message()
 
     def next_message(self) -> Message | None:
         """Give a message that has been read whole; raises ProtocolViolation."""

@@ -209,6 +209,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 
 SYNC: Final = message(b"S")
+FLUSH: Final = message(b"H")
 AUTHENTICATION_OK: Final = message(b"R", _INT.pack(0))
 CLEARTEXT_PASSWORD: Final = message(b"R", _INT.pack(3))
 PARSE_COMPLETE: Final = message(b"1")

@@ -85,6 +85,25 @@ class Extended:
                     self._client.statements.remove(statement.parse.name)
             raise
 
+    def executed(self, batch: list[Message]) -> list[Statement]:
+        """Give the statements that a batch executes, as far as they are known."""
+        statements: dict[bytes, ClientStatement | None] = {}
+        portals: dict[bytes, ClientStatement | None] = {}
+        parts: list[Statement] = []
+        for kind, raw in batch:
+            if kind == _PARSE:
+                parse = Parse.read(raw)
+                statements[parse.name] = ClientStatement(parse)
+            elif kind == _BIND:
+                bind = Bind.read(raw)
+                known = self._client.statements.get(bind.statement)
+                portals[bind.portal] = statements.get(bind.statement, known)
+            elif kind == _EXECUTE:
+                portal = wire.cstring(raw, 5)[0]
+                statement = portals.get(portal, self._portals.get(portal))
+                parts += statement.parts if statement is not None else ()
+        return parts
+
     def _take(self, message: Message) -> Steps:
         try:
             waits = self._queue(message)

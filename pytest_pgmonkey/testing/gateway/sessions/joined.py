@@ -28,6 +28,7 @@ from ...sandbox.core.statements import (
     park,
     prepare,
     refuse_outside,
+    writes_in_block,
 )
 from ..protocol import wire
 from ..protocol.reports import AnsweredError, ClientError, error_report, notice_report
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 # What a client sends.
 _QUERY, _SYNC, _FLUSH, _TERMINATE = b"QSHX"
 _CALL = ord("F")
+_THE_SYNC: Final = Message(_SYNC, wire.SYNC)
+_NOTHING: Final = Message(_FLUSH, wire.FLUSH)
 _COPY: Final = frozenset(b"dcf")
 _TOLD: Final = (AnsweredError, ClientError, ProtocolViolation, SandboxError, psycopg.Error)
 _READ_ONLY: Final = "25006"
@@ -65,15 +68,23 @@ _NAMES_ITSELF: Final = ("application_name", "pg_stat_activity", "pg_settings")
 
 
 class JoinedSession:
-    """What a client works in as long as one test runs.
+    """What a client works in as long as one test runs, or `outside` of tests.
 
-    Raises psycopg.Error or SandboxError where it cannot be had.
+    A transaction that it has begun before goes on. Raises psycopg.Error or SandboxError where it
+    cannot be had.
     """
 
     def __init__(
-        self, client: Client, outer: OuterTransaction, still_leads: Callable[[], bool]
+        self,
+        client: Client,
+        outer: OuterTransaction,
+        still_leads: Callable[[], bool],
+        *,
+        outside: bool = False,
     ) -> None:
         self._client: Final = client
+        self._outside: Final = outside
+        self._begun, client.begun = client.begun, b""
         self._still_leads: Final = still_leads
         plain_socket(outer.backend.pgconn)  # or it is refused before it joins
         self.member: Final = outer.join(client.origin, client.settings)
@@ -158,7 +169,10 @@ class JoinedSession:
         member = self.member
         if member.ended or member.returned or self._backend.dead:
             return True
-        return not (member.open or member.transaction.unit or self._still_leads())
+        if self._client.widens:
+            return True
+        is_open = member.open or member.transaction.unit or self._begun
+        return not (is_open or self._still_leads())
 
     def serve(self) -> bool:
         """Do what the client asks until the test ends; gives whether the client is still there."""
@@ -189,12 +203,12 @@ class JoinedSession:
         elif kind in (_QUERY, _CALL):
             self._simple(message)
         elif kind == _FLUSH:
-            self._run_batch(synced=False)
+            self._run_batch(message)
         else:
             self._batch.append(message)
             self._batch_size += len(message.raw)
             if self._batch_size > _MOST_QUEUED:
-                self._run_batch(synced=False)
+                self._run_batch(_NOTHING)
 
     def _operate(self, steps: Steps) -> bool:
         """Run an operation with the turn; gives whether it has succeeded."""
@@ -202,25 +216,36 @@ class JoinedSession:
         try:
             if not member.turn.take(member) or member.turn.displaced is not None:
                 member.claim_turn(wait)
-            try:
-                member.start()
-                if member.ended:
-                    raise ClientError("57P01", member.ended)
-                member.transaction.in_pipeline = False
-                wait(steps)
-            except _TOLD as error:
-                self._explain(error)
-                raise
-            except BaseException:
-                self._backend.unsettled = True
-                raise
-            finally:
-                member.after()
+            self._run(self._resumed(steps) if self._begun else steps)
         except _TOLD as error:
             self._exchange.release()
             self._client.out += self._report(error)
             return False
         return True
+
+    def _run(self, steps: Steps) -> None:
+        member = self.member
+        try:
+            member.start()
+            if member.ended:
+                raise ClientError("57P01", member.ended)
+            member.transaction.in_pipeline = False
+            self._backend.root.wait(steps)
+        except _TOLD as error:
+            self._explain(error)
+            raise
+        except BaseException:
+            self._backend.unsettled = True
+            raise
+        finally:
+            member.after()
+
+    def _resumed(self, steps: Steps) -> Steps:
+        """Begin what the client has begun elsewhere, before its first statement here."""
+        yield from self.member.get_ready()
+        yield from self.member.transaction.begin(self._begun)
+        self._begun = b""
+        yield from steps
 
     def _report(self, error: Exception) -> bytes:
         offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
@@ -236,7 +261,11 @@ class JoinedSession:
 
     def _tell_ready(self) -> None:
         member = self.member
-        status = "E" if member.failed else "T" if member.open else "I"
+        status = "E" if member.failed else "T" if member.open or self._begun else "I"
+        if self._outside:
+            # It goes on in a test, or where it may write: so far nothing was written.
+            begun = member.transaction.modes or self._begun
+            self._client.begun = begun if status == "T" else b""
         self._exchange.tell_changed()
         self._client.tell_ready(ord(status))
 
@@ -245,6 +274,8 @@ class JoinedSession:
     def _simple(self, message: Message) -> None:
         text = "CALL" if message.kind == _CALL else message.raw[5:-1].decode(errors=_ODD)
         parts = statements(text)
+        if self._outside and self._goes_wider(parts, message):
+            return
         self._client.statements.remove(b"")  # as a server does
         if len(parts) == 1 and parts[0].plain and self._at_once(message.raw, parts[0]):
             pass
@@ -253,6 +284,15 @@ class JoinedSession:
         else:
             self._client.out += wire.EMPTY_QUERY
         self._tell_ready()
+
+    def _goes_wider(self, parts: Parts, *messages: Message) -> bool:
+        """Leave, outside of a test, what writes in a transaction block to another session."""
+        client = self._client
+        is_open = bool(self.member.open or self._begun)
+        client.widens = not self.member.failed and writes_in_block(parts, is_open=is_open)
+        if client.widens:
+            client.put_back(*messages)
+        return client.widens
 
     def _at_once(self, raw: bytes, part: Statement) -> bool:
         """Run a plain statement that needs nothing before it; gives whether it was one.
@@ -266,6 +306,7 @@ class JoinedSession:
             and member.turn.displaced is None
             and not self._backend.behind
             and is_in_place(member)
+            and not self._begun
             and (transaction.open or (part.read_only and begins_at_once(member, part)))
         ):
             transaction.unit = not transaction.open
@@ -422,8 +463,11 @@ class JoinedSession:
 
     # Extended queries
 
-    def _run_batch(self, *, synced: bool) -> None:
+    def _run_batch(self, end: Message) -> None:
+        synced = end.kind == _SYNC
         batch, self._batch, self._batch_size = self._batch, [], 0
+        if self._outside and self._goes_wider(tuple(self._extended.executed(batch)), *batch, end):
+            return
         if batch or (synced and self.member.transaction.unit):
             self._exchange.has_copied = False
             steps = self._extended.run(batch)
@@ -435,7 +479,9 @@ class JoinedSession:
     def _end_batch(self) -> None:
         client = self._client
         if not client.skips:
-            self._run_batch(synced=True)
+            self._run_batch(_THE_SYNC)
+            if client.widens:
+                return
             if self._exchange.has_copied:
                 # The server has taken this Sync for a part of the COPY.
                 self._exchange.has_copied = False

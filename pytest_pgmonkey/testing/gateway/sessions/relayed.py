@@ -82,6 +82,9 @@ class RelayedSession:
         with self._conn.cursor() as cursor:
             for name, value in sorted(kept.items(), key=lambda item: item[0] == "role"):
                 cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+            begun, self._client.begun = self._client.begun, b""
+            if begun:
+                cursor.execute(begun)
 
     def serve(self) -> bool:
         """Pass messages on both ways until the session ends; gives whether the client is there."""

@@ -65,6 +65,13 @@ class MemberClient(Client, Protocol):
         """Give the error of a setting that is wrong in the client's configuration."""
 
 
+class Keeper(Protocol):
+    """Who has a say in the end of a transaction that tests depend on."""
+
+    def before_end(self, *, commits: bool) -> Steps:
+        """Raise SandboxError where it may not be ended, or not so."""
+
+
 class Member:
     """One user of the shared backend: its turn, its operations, and its end."""
 
@@ -74,6 +81,7 @@ class Member:
         "busy",
         "ended",
         "is_scope",
+        "keeper",
         "origin",
         "pipelined",
         "returned",
@@ -114,6 +122,7 @@ class Member:
         """Why every further operation is refused."""
         self.returned = False
         self.is_scope = False
+        self.keeper: Keeper | None = None
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
 
@@ -198,7 +207,7 @@ class Member:
         try:
             # One that came back to its turn and did nothing with it is suspended as before.
             suspended = self.turn.displaced.transaction.suspended
-            wrote = not suspended and (yield from self._probe())
+            wrote = not suspended and (yield from self.has_written())
         except BaseException:
             self.turn.give_back(self)
             raise
@@ -214,8 +223,11 @@ class Member:
             displaced.transaction.suspended = displaced.transaction.open
         return True
 
-    def _probe(self) -> Steps:
-        """Find whether the open virtual transaction has a transaction id, so has written."""
+    def has_written(self) -> Steps:
+        """Find whether the open virtual transaction has a transaction id, so has written.
+
+        One that has not is undone: there was nothing to undo.
+        """
         backend = self.backend
         if backend.behind:
             yield from backend.collect()

@@ -295,7 +295,18 @@ class OuterTransaction:
 
     # Wider scopes
 
-    def _add_scope(self, member: Member, connection: C) -> Scope[C]:
+    @property
+    def in_test(self) -> bool:
+        """Whether a test runs in what the open scopes have written."""
+        return self._in_test
+
+    def make_room(self) -> None:
+        """Let what comes next be a scope of its own, inside those that are open."""
+        if self._scopes:
+            self._narrow()
+
+    def add_scope(self, member: Member, connection: C) -> Scope[C]:
+        """Take a member's work for that of a scope, whose connection this is."""
         member.is_scope = True
         scope = Scope(self, member, connection)
         self._scopes.append(scope)

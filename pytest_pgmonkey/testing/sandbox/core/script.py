@@ -145,6 +145,8 @@ class Script:
         if self._implicit or not transaction.open:
             self._door.warn("25P01", "there is no transaction in progress")
         commits = part.verb is Verb.COMMIT and not member.failed
+        if member.keeper is not None and transaction.open:
+            yield from member.keeper.before_end(commits=commits)
         # An error takes back what its own BEGIN has set, as in PostgreSQL.
         modes = transaction.inherited if member.failed else transaction.modes
         self._implicit = False

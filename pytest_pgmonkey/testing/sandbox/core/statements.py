@@ -23,6 +23,7 @@ _ONLY_IN_BLOCKS: Final = {
     Verb.SET_TRANSACTION: "SET TRANSACTION",
     Verb.SET_CONSTRAINTS: "SET CONSTRAINTS",
 }
+_SESSION_VERBS: Final = frozenset({Verb.SET, Verb.DEALLOCATE, Verb.DISCARD})
 _BLOCK_VERBS: Final = frozenset({Verb.SAVEPOINT, Verb.DECLARE})
 
 
@@ -77,6 +78,16 @@ def is_script(member: Member, parts: Parts, *, autocommit: bool) -> bool:
         return True  # until one of them is a ROLLBACK TO, nothing can be done before them
     implicit = autocommit and not member.transaction.open
     return implicit and any(part.verb in _BLOCK_VERBS for part in parts)
+
+
+def writes_in_block(parts: Parts, *, is_open: bool) -> bool:
+    """Whether any of the statements may write, or be undone, inside a transaction block."""
+    for part in parts:
+        if part.verb in CONTROL:
+            is_open = part.verb is Verb.BEGIN
+        elif is_open and not (part.read_only or part.verb in _SESSION_VERBS):
+            return True
+    return False
 
 
 def discards_all(member: Member, parts: Parts, *, autocommit: bool) -> bool:
