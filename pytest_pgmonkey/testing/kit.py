@@ -19,7 +19,7 @@ from .clones.isolation import CloneIsolation
 from .databases.recipe import recipe_of
 from .databases.schema import resolve_steps
 from .isolation import KitError, SpoiledError
-from .options import refuse_existing
+from .options import is_function, refuse_existing
 from .prepared import Database, Preparation
 from .rollback import RollbackIsolation
 from .servers.launch import start_server
@@ -111,9 +111,11 @@ class Kit:
         """Give the server to a client, which may come before the schema's steps are known."""
         if self._server is not None:
             return self._server
-        options = self._options
-        steps = resolve_steps(options.schema, options.rootdir)
-        recipe = recipe_of(steps, options.extensions, options.rootdir)
+        options, recipe = self._options, None
+        # The application may be in the middle of being imported, and wait for its connection.
+        if not any(is_function(step) for step in options.schema):
+            steps = resolve_steps(options.schema, options.rootdir)
+            recipe = recipe_of(steps, options.extensions, options.rootdir)
         server, _ = self._start(lambda: start_server(options, self._worker, recipe))
         if self._worker is not None:
             server.publish()  # the others may wait for it before any test runs
@@ -186,13 +188,17 @@ class Kit:
         """What any client joins the tests through; it listens from its first use on."""
         with self._opening:
             if self._gateway is None:
+                from .gateway.entrance.entrance import Entrance
                 from .gateway.gateway import Gateway
 
+                entrance = self._entrance or Entrance(
+                    self.server.user, self._outside()["dbname"], lambda: self.gateway
+                )
                 gateway = self._gateway = Gateway(
                     lambda: self._interception.leading,
                     self._outside,
                     self._greeter,
-                    self._entrance,
+                    entrance,
                     self._options.map,
                     self,
                 )

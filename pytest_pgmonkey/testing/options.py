@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
 ISOLATIONS: Final = ("rollback", "clone")
+_LIBPQ: Final = {
+    "PGHOST": "host",
+    "PGPORT": "port",
+    "PGUSER": "user",
+    "PGPASSWORD": "password",
+    "PGDATABASE": "dbname",
+}
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off", ""})
 
@@ -133,6 +140,8 @@ class Options:
     keep: str
     rootdir: Path
     given: Mapping[str, str]
+    libpq: Mapping[str, str]
+    """What libpq takes from variables that `env` overwrites, for a file that relies on them."""
 
     def __init__(self, **values: Any) -> None:
         vars(self).update(values)
@@ -167,7 +176,11 @@ def resolve(
     values["map"] = _mapping(values["map"], given.get("map", ""))
     values["env"] = _variables(values["env"], given.get("env", ""))
     values["types"] = judge_types(values["types"], given.get("types", ""))
-    options = Options(**values, rootdir=rootdir, given=given)
+    overwritten = {variable.name for variable in values["env"]}
+    libpq = {
+        _LIBPQ[name]: environ[name] for name in overwritten & _LIBPQ.keys() if environ.get(name)
+    }
+    options = Options(**values, rootdir=rootdir, given=given, libpq=libpq)
     _contradictions(options)
     return options
 

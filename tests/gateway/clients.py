@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from sandbox import twins
 
 from pytest_pgmonkey.testing.addresses.purpose import Purpose
+from pytest_pgmonkey.testing.gateway.entrance.entrance import Entrance
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.rollback import RollbackIsolation
 
@@ -205,6 +206,7 @@ class Stage:
             lambda: self.leading,
             lambda: self.rollback.conninfo,
             lambda: server.conninfo("postgres"),
+            Entrance(server.conninfo("x")["user"], self.names["test"], lambda: self.gateway),
         )
         self._outcomes: dict[Any, list[Any]] = {}
         self._catalogs: dict[str, list[Any]] = {}

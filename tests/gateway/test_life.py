@@ -20,6 +20,7 @@ from gateway import raw
 from gateway.clients import PLACES, World
 from gateway.raw import SYNC, RawClient
 from pytest_pgmonkey.testing.addresses.purpose import Purpose
+from pytest_pgmonkey.testing.gateway.entrance.entrance import Entrance
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.sandbox.core.outer import OuterTransaction
 from pytest_pgmonkey.testing.sandbox.psycopg_door.connections import SandboxConnection
@@ -659,7 +660,8 @@ def test_a_server_that_is_reached_by_tls(tls_server, place):
     conninfo = tls_server.conninfo()
     outer = OuterTransaction(conninfo)
     leading = Leading(outer if place == "transaction" else conninfo)
-    gateway = Gateway(lambda: leading, lambda: conninfo, lambda: conninfo)
+    entrance = Entrance(conninfo["user"], conninfo["dbname"], lambda: gateway)
+    gateway = Gateway(lambda: leading, lambda: conninfo, lambda: conninfo, entrance)
     try:
         conn = psycopg.connect(**gateway.conninfo(Purpose.TEST))
         with pytest.raises(psycopg.OperationalError, match="reached by TLS"):

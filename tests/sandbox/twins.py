@@ -19,6 +19,7 @@ from helpers.four_types import block, call
 
 from pytest_pgmonkey import ConnectionType, PGConnectionManager, PGMonkeyError, sources
 from pytest_pgmonkey.testing.addresses.purpose import Purpose
+from pytest_pgmonkey.testing.gateway.entrance.entrance import Entrance
 from pytest_pgmonkey.testing.gateway.gateway import Gateway
 from pytest_pgmonkey.testing.sandbox import Sandbox
 
@@ -192,7 +193,8 @@ class Twins:
     def gateway(self) -> Gateway:
         """The other door to the sandbox."""
         conninfo = self.server.conninfo(self.sandbox_name)
-        return Gateway(lambda: self, lambda: conninfo, lambda: conninfo)
+        entrance = Entrance(conninfo["user"], conninfo["dbname"], lambda: self.gateway)
+        return Gateway(lambda: self, lambda: conninfo, lambda: conninfo, entrance)
 
     @property
     def leads_to(self) -> Sandbox:

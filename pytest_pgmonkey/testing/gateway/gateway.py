@@ -15,7 +15,6 @@ import psycopg
 from ...errors import PGMonkeyError
 from ..addresses.purpose import Purpose
 from ..sandbox.core.outer import OuterTransaction
-from .entrance.entrance import Entrance
 from .protocol import wire
 from .protocol.client import Client, peer_process
 from .protocol.client_statements import ClientStatements
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from ..isolation import Sources
+    from .entrance.entrance import Entrance
     from .sessions.wider import Scopes
 
 logger = logging.getLogger("pytest_pgmonkey")
@@ -62,7 +62,7 @@ class Gateway:
         leading: Callable[[], Sources | None],
         conninfo: Callable[[], Mapping[str, str]],
         greeter: Callable[[], Mapping[str, str]],
-        entrance: Entrance | None = None,
+        entrance: Entrance,
         others: Collection[str] = (),
         scopes: Scopes | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class Gateway:
         self._moving = threading.Lock()
         self._clients: dict[Client, _Session | None] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self.entrance: Final = entrance or _entrance_for(self, conninfo())
+        self.entrance: Final = entrance
         _living.add(self)
 
     @property
@@ -300,10 +300,6 @@ class Gateway:
         leading = self._leading()
         lead = None if leading is None else leading.leads_to
         return lead.backend.backend_pid if isinstance(lead, OuterTransaction) else otherwise
-
-
-def _entrance_for(gateway: Gateway, conninfo: Mapping[str, str]) -> Entrance:
-    return Entrance(conninfo["user"], conninfo["dbname"], lambda: gateway)
 
 
 _living: weakref.WeakSet[Gateway] = weakref.WeakSet()

@@ -6,17 +6,19 @@ They are set before the first conftest.py is imported, and put back at the end o
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from ...errors import PGMonkeyError
 from .configure import OPTIONS, configure, install
-from .lifecycle import ENTRANCE, kit_of
+from .lifecycle import ENTRANCE, kit_of, name_run, worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_NOBODY: Final = {"host": "127.0.0.1", "port": "1", "password": ""}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,28 +37,39 @@ def pytest_configure(config: pytest.Config) -> None:
 def _lead(config: pytest.Config, arguments: Any) -> None:
     """Set the variables, and listen for who follows them."""
     config.stash[ENTRANCE] = None
-    options = config.stash[OPTIONS]
-    worker = _worker_name()
-    if not options.env or (_is_distributed(arguments) and not worker):
+    if not config.stash[OPTIONS].env:
         return
+    try:
+        found = _variables(config, is_controller=_is_distributed(arguments) and not worker_name())
+    except PGMonkeyError as error:
+        raise pytest.UsageError(f"pgmonkey: {error}") from None
+    config.add_cleanup(partial(_put_back, {name: os.environ.get(name) for name in found}))
+    os.environ.update(found)
+
+
+def _variables(config: pytest.Config, *, is_controller: bool) -> dict[str, str]:
     from psycopg.conninfo import make_conninfo
 
     from ..addresses.purpose import Purpose
     from ..addresses.variables import values
-    from ..gateway.entrance.entrance import Entrance
     from ..servers.launch import expected
 
-    user, dbname = expected(options, worker)
-    entrance = Entrance(user, dbname, lambda: kit_of(config).gateway)
+    options = config.stash[OPTIONS]
+    user, dbname = expected(options, worker_name())
+    if is_controller:
+        # An application that its conftest imports must not find the developer's own database.
+        nobody = {**_NOBODY, "user": user, "dbname": dbname}
+        found = values(options.env, lambda: make_conninfo(**nobody), lambda: nobody)
+        return {**found, **name_run(config)}
+    from ..gateway.entrance.entrance import Entrance
+
+    entrance = config.stash[ENTRANCE] = Entrance(user, dbname, lambda: kit_of(config).gateway)
     config.add_cleanup(entrance.close)
-    config.stash[ENTRANCE] = entrance
-    found = values(
+    return values(
         options.env,
         lambda: make_conninfo(**entrance.conninfo(Purpose.SESSION)),
         lambda: entrance.conninfo_by_tcp(Purpose.SESSION),
     )
-    config.add_cleanup(partial(_put_back, {name: os.environ.get(name) for name in found}))
-    os.environ.update(found)
 
 
 def _put_back(before: Mapping[str, str | None]) -> None:
@@ -68,13 +81,10 @@ def _put_back(before: Mapping[str, str | None]) -> None:
 
 
 def _is_distributed(arguments: Any) -> bool:
-    """Whether other processes run the tests: in the controller of pytest-xdist nobody listens."""
-    given = [getattr(arguments, name, None) for name in ("numprocesses", "tx")]
-    return any(given) or getattr(arguments, "dist", "no") != "no"
-
-
-def _worker_name() -> str:
-    """Give the name of the worker that this process is, from before pytest-xdist tells it."""
-    # A pytest that a test starts has the variable, too.
-    is_started_by_execnet = not hasattr(sys.modules.get("__main__"), "__file__")
-    return os.environ.get("PYTEST_XDIST_WORKER", "") if is_started_by_execnet else ""
+    """Whether other processes run the tests, as pytest-xdist decides it later."""
+    if arguments.collectonly:
+        return False
+    number = getattr(arguments, "numprocesses", None)
+    if number is None:
+        return getattr(arguments, "dist", "no") != "no" and bool(getattr(arguments, "tx", None))
+    return bool(number) and not (arguments.usepdb and number in ("auto", "logical"))

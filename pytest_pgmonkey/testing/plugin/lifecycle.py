@@ -5,6 +5,9 @@ And what the report tells of its server, and of the databases that it keeps.
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 ENTRANCE: Final[pytest.StashKey[Entrance | None]] = pytest.StashKey()
 _KIT: Final = pytest.StashKey["Kit"]()
+_RUN_VARIABLE: Final = "_PGMONKEY_RUN"
 _making: Final = threading.Lock()  # a client of the gateway may be the first to ask
 _RUN: Final = pytest.StashKey[dict[str, str | int]]()
 
@@ -145,11 +149,29 @@ def pytest_configure_node(node: Any) -> None:
 
 def _worker(config: pytest.Config) -> Worker | None:
     workerinput = getattr(config, "workerinput", None)
-    if workerinput is None:
+    if workerinput is None and not (worker_name() and _RUN_VARIABLE in os.environ):
         return None
-    from ..servers.server import worker_of
+    from ..servers.server import RUN, worker_of
 
+    if workerinput is None:  # pytest-xdist tells it after the first conftests were loaded
+        run = json.loads(os.environ[_RUN_VARIABLE])
+        workerinput = {"workerid": worker_name(), RUN: run}
     return worker_of(workerinput)
+
+
+def worker_name() -> str:
+    """Give the name of the worker that this process is, from before pytest-xdist tells it."""
+    # A pytest that a test starts has the variable, too.
+    is_started_by_execnet = not hasattr(sys.modules.get("__main__"), "__file__")
+    return os.environ.get("PYTEST_XDIST_WORKER", "") if is_started_by_execnet else ""
+
+
+def name_run(config: pytest.Config) -> dict[str, str]:
+    """Give the variables that tell workers of which run they are, before pytest-xdist does."""
+    from ..servers.server import new_run
+
+    run = config.stash[_RUN] = new_run()
+    return {_RUN_VARIABLE: json.dumps(run)}
 
 
 def _end_run(name: str) -> None:

@@ -75,6 +75,14 @@ class ConfiguredServer(Server):
         self._lock: psycopg.Connection[Any] | None = None
         self._made: set[str] = set()
 
+    @property
+    def user(self) -> str:
+        given = self.spec.conninfo_dict.get("user")
+        if given:
+            return given
+        defaults = {each.keyword: each.val or b"" for each in psycopg.pq.Conninfo.get_defaults()}
+        return defaults[b"user"].decode()
+
     def conninfo(self, dbname: str) -> dict[str, str]:
         return {**self.spec.conninfo_dict, "dbname": dbname}
 

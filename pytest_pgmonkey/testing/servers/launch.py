@@ -96,13 +96,8 @@ def expected(options: Options, worker: str = "") -> tuple[str, str]:
     """
     if options.config is None:
         return ROLE, scratch_name("tests", worker)
-    from psycopg import pq
-
     server = _configured(options, options.config, None)
-    conninfo = server.conninfo(str(server.existing))
-    defaults = {one.keyword: one.val for one in pq.Conninfo.get_defaults()}
-    user = conninfo.get("user") or (defaults.get(b"user") or b"").decode()
-    return user, conninfo["dbname"]
+    return server.user, str(server.existing)
 
 
 def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
@@ -115,6 +110,8 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
         "allow_sensitive_defaults": options.allow_sensitive_defaults,
     }
     config = load_config(file, **read_with)
+    settings = {**options.libpq, **config["connection_settings"]}
+    config = {**config, "connection_settings": settings}
     spec = connection_spec(config, "normal", origin=str(file))
     refuse_connection_strings(spec.conninfo_dict, spec.origin)
     return ConfiguredServer(spec, config, worker, read_with)

@@ -122,6 +122,11 @@ class Server(ABC):
         with connect(self.admin_conninfo()) as conn:
             return str(conn.info.parameter_status("server_version")).split(" ", 1)[0]
 
+    @property
+    @abstractmethod
+    def user(self) -> str:
+        """The tests' role."""
+
     @abstractmethod
     def conninfo(self, dbname: str) -> dict[str, str]:
         """Give libpq's keywords for the tests' role."""
@@ -280,6 +285,10 @@ class OwnServer(Server):
 
     def _save_template(self, recipe: Recipe) -> None:
         """Save the server's data with a template for later runs, where that can be done."""
+
+    @property
+    def user(self) -> str:
+        return ROLE
 
     def conninfo(self, dbname: str) -> dict[str, str]:
         return self._conninfo(ROLE, dbname)

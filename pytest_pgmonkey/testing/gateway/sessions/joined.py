@@ -468,7 +468,8 @@ class JoinedSession:
         batch, self._batch, self._batch_size = self._batch, [], 0
         if self._outside and self._goes_wider(tuple(self._extended.executed(batch)), *batch, end):
             return
-        if batch or (synced and self.member.transaction.unit):
+        transaction = self.member.transaction
+        if batch or (synced and (transaction.unit or transaction.in_pipeline)):
             self._exchange.has_copied = False
             steps = self._extended.run(batch)
             if not self._operate(self._settled(steps) if synced else self._paused(steps)):
