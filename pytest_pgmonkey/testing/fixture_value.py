@@ -88,6 +88,15 @@ class PGMonkey:
         return url_of(self._by_tcp)
 
     @property
+    def peek(self) -> str:
+        """What `psql` connects with to look at the test while it stands still, at a breakpoint say.
+
+        It reads what the test has written so far, committed or not, and writes nothing. In clone
+        isolation it reads what is committed.
+        """
+        return make_conninfo(**self._kit.gateway.conninfo(Purpose.PEEK))
+
+    @property
     def env(self) -> dict[str, str]:
         """Variables that lead a child process to the test: libpq's own, and `DATABASE_URL`.
 

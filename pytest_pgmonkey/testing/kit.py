@@ -6,13 +6,18 @@ import os
 import threading
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
+
+from psycopg.conninfo import make_conninfo
 
 from ..config import connection_spec
 from ..connection_type import CONNECTION_TYPES
+from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
 from .addresses.config_files import ConfigFiles
+from .addresses.purpose import Purpose
 from .clone_connections import CloneConnector
 from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
@@ -296,6 +301,16 @@ class Kit:
         """Have no client of the gateway connected to a database that is copied or dropped next."""
         if self._gateway is not None:
             self._gateway.end_sessions()
+
+    def pointer(self) -> str:
+        """Tell how to look at the running test, or why one cannot; empty where none runs."""
+        if not self._depth:
+            return ""
+        try:
+            dsn = make_conninfo(**self.gateway.conninfo(Purpose.PEEK))
+            return self.gateway.obstacle() or f"the test's data: psql {quote(dsn)}"
+        except PGMonkeyError as error:
+            return str(error)
 
     def see(self, test: str, when: str, *, failed: bool) -> str:
         """Follow the phases of a test whose database may be kept; give what its report tells."""

@@ -22,6 +22,7 @@ from .protocol.greeting import Greetings, wanted_settings
 from .protocol.reports import error_report
 from .sessions.doomed import DoomedSession
 from .sessions.joined import JoinedSession
+from .sessions.peeking import PeekSession, why_not
 from .sessions.relayed import RelayedSession
 from .sessions.wider import WiderSession
 
@@ -37,7 +38,7 @@ logger = logging.getLogger("pytest_pgmonkey")
 
 _TEST_HAS_ENDED: Final = "terminating connection: the test has ended"
 _RUN_HAS_ENDED: Final = "terminating connection: the test run has ended"
-_NO_TEST: Final = "pgmonkey.dsn leads to a running test, and none runs"
+_NO_TEST: Final = "this address leads to a running test, and none runs"
 _PATIENCE: Final = 2.0  # seconds for the threads of clients that were told to go
 _IDLE: Final = ord("I")
 
@@ -72,6 +73,7 @@ class Gateway:
         self._scopes: Final = scopes
         self._greetings = Greetings(greeter)
         self._outer: OuterTransaction | None = None
+        self._looked_at: OuterTransaction | None = None
         self._moving = threading.Lock()
         self._clients: dict[Client, _Session | None] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -86,6 +88,21 @@ class Gateway:
             if self._outer is None or self._outer.conninfo != conninfo:
                 self._outer = OuterTransaction(conninfo, reads_only=True)
             return self._outer
+
+    def _look_at(self, database: Mapping[str, str]) -> OuterTransaction:
+        """Give what reads a test's own database, and what is committed there."""
+        with self._moving:
+            if self._looked_at is None or self._looked_at.conninfo != database:
+                self._looked_at = OuterTransaction(database, reads_only=True)
+            return self._looked_at
+
+    def obstacle(self) -> str:
+        """Tell why nobody can look at the running test just now; empty where one can."""
+        leading = self._leading()
+        if leading is None:
+            return _NO_TEST
+        lead = leading.leads_to
+        return why_not(lead) if isinstance(lead, OuterTransaction) else ""
 
     def _current(self) -> str:
         """Give the name of the running test's own database, if it has one."""
@@ -111,10 +128,10 @@ class Gateway:
 
         Their databases are copied or dropped next.
         """
-        outer = self._outer
-        if outer is not None:
-            outer.reset()
-            outer.close()
+        for outer in (self._outer, self._looked_at):
+            if outer is not None:
+                outer.reset()
+                outer.close()
         for client, session in list(self._clients.items()):
             if client.sending:
                 client.cut_off()  # it takes nothing of what it has asked for
@@ -139,8 +156,9 @@ class Gateway:
             self._dismiss(client, _RUN_HAS_ENDED)
         for thread in list(self._threads):
             thread.join(_PATIENCE)
-        if self._outer is not None:
-            self._outer.close()
+        for outer in (self._outer, self._looked_at):
+            if outer is not None:
+                outer.close()
 
     def forget_in_fork(self) -> None:
         """Leave the clients to the parent."""
@@ -151,8 +169,9 @@ class Gateway:
 
     def accept(self, sock: socket.socket) -> None:
         """Serve a client in a thread of its own."""
-        ends_with_test = self.entrance.purpose_of(sock) is not Purpose.SESSION
-        client = Client(sock, ClientStatements(), ends_with_test=ends_with_test)
+        purpose = self.entrance.purpose_of(sock)
+        client = Client(sock, ClientStatements(), ends_with_test=purpose is not Purpose.SESSION)
+        client.only_looks = purpose is Purpose.PEEK
         self._clients[client] = None
         thread = threading.Thread(
             target=self._run, args=(client, peer_process(sock)), name="pgmonkey-client", daemon=True
@@ -211,6 +230,10 @@ class Gateway:
             return self._leading() is leading
 
         lead = self._outside if leading is None else leading.leads_to
+        if client.only_looks:
+            if isinstance(lead, OuterTransaction):
+                return PeekSession(client, lead, still_leads)
+            return JoinedSession(client, self._look_at(lead), still_leads)
         if isinstance(lead, OuterTransaction):
             outside = leading is None and not widens
             return JoinedSession(client, lead, still_leads, outside=outside)

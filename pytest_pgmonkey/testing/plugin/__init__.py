@@ -34,6 +34,7 @@ from .fixtures import (
 )
 from .lifecycle import (
     pytest_configure_node,
+    pytest_enter_pdb,
     pytest_report_collectionfinish,
     pytest_report_header,
     pytest_sessionstart,

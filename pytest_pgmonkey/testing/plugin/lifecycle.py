@@ -210,6 +210,12 @@ def _header(options: Options) -> str:
     return f"pgmonkey: {choice.description}, isolation={options.isolation} ({choice.why})"
 
 
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    kit = config.stash.get(_KIT, None)
+    if kit is not None and (pointer := kit.pointer()):
+        config.get_terminal_writer().line(f"pgmonkey: {pointer}")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.stash[OPTIONS].keep != "never":
         session.config.pluginmanager.register(_FailedTests(), "pgmonkey-keep")

@@ -62,6 +62,8 @@ class Client:
         """The BEGIN of a transaction that goes on in its next session."""
         self.widens = False
         """Whether that transaction writes, outside of a test."""
+        self.only_looks = False
+        """Whether it may write nothing, in whatever test."""
         self.doomed = False
         """Whether it is in a transaction that has ended with its test."""
         self.dead = False

@@ -249,7 +249,8 @@ class JoinedSession:
 
     def _report(self, error: Exception) -> bytes:
         offset = Script.shift(error) if isinstance(error, psycopg.Error) else 0
-        if self._backend.reads_only and getattr(error, "sqlstate", "") == _READ_ONLY:
+        is_outside = self._backend.reads_only and not self._client.only_looks
+        if is_outside and getattr(error, "sqlstate", "") == _READ_ONLY:
             return wire.failure("57P03", _OUTSIDE)
         return error_report(error, offset=offset)
 

@@ -85,6 +85,17 @@ class SessionUser(Protocol):
         """Roll back what it left open when it was dropped."""
 
 
+class Look(Protocol):
+    """A look at the test's data from outside, while nobody in the test does anything."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is the running thread that looks."""
+
+    def give_way(self) -> None:
+        """End, and wait for that."""
+
+
 class Frame(NamedTuple):
     """What is rolled back at once: a test, or a wider scope as far as it goes by itself."""
 
@@ -119,6 +130,7 @@ class Backend:
         self._backlog: list[bytes] = []
         self.turn = Turn()
         self.members: dict[Any, None] = {}
+        self.look: Look | None = None
         self.abandoned: list[SessionUser] = []
         # The current frame, and those around it.
         self.level = Level.NONE
@@ -519,6 +531,11 @@ class Backend:
         if waiting:
             self.turn = self.turn.renewed()
         return waiting
+
+    def end_look(self) -> None:
+        """Have nobody look from outside any more."""
+        while (look := self.look) is not None:
+            look.give_way()
 
     def bury(self) -> None:
         """Roll back what connections left open that were dropped unclosed."""

@@ -244,9 +244,17 @@ class Member:
 
     def start(self) -> None:
         """Begin an operation: the turn is this member's."""
-        self.busy = True
+        self._be_busy()
         self.thread = threading.get_ident()
         self.task = current_task()
+
+    def _be_busy(self) -> None:
+        self.busy = True
+        # Whoever looks from outside has asked whether anybody is busy, after they said so here.
+        while (look := self.backend.look) is not None and not look.is_ours:
+            self.busy = False
+            look.give_way()
+            self.busy = True
 
     def get_ready(self) -> Steps:
         """Bring the backend to where this member left it."""
@@ -294,7 +302,7 @@ class Member:
         """Commit where the server need not be told; gives whether that was so."""
         if not self.steady or not self.transaction.commits_at_once:
             return False
-        self.busy = True
+        self._be_busy()
         self.transaction.commit_at_once()
         self._release()
         return True
@@ -303,7 +311,7 @@ class Member:
         """Roll back where the transaction is this member's turn; gives whether it was."""
         if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
             return False
-        self.busy = True
+        self._be_busy()
         self.transaction.post_rollback()
         self._release()
         return True
@@ -386,7 +394,7 @@ class Member:
                 self.name,
             )
             return
-        self.busy = True
+        self._be_busy()
         try:
             self._give_back(because)
         except BaseException:

@@ -55,7 +55,7 @@ class OuterTransaction:
         self._backend: Backend | None = None
         self._opening = threading.Lock()
         # Nobody joins while a test is undone. Reentrant: a signal may ask for a connection.
-        self._joining = threading.RLock()
+        self.joining: Final = threading.RLock()
         self._scopes: list[Scope[Any]] = []
         self._in_test = False
         self._resetting = False  # also where the reset of a test was interrupted
@@ -106,13 +106,14 @@ class OuterTransaction:
 
     def join(self, origin: Origin, settings: tuple[tuple[str, str], ...] = ()) -> Member:
         """Give a new member, which comes from there and has these session settings."""
-        with self._joining:
+        with self.joining:
             return self._join(origin, settings)
 
     def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
         if self._resetting:
             self._replace(self.backend)
         backend = self.backend
+        backend.end_look()
         if not backend.members and not backend.is_begun and backend.has_died():
             self._forget()
             backend.close()
@@ -132,15 +133,19 @@ class OuterTransaction:
         Only needed where scopes are open; the first member of a test begins it otherwise.
         """
         if self._scopes and not self._in_test:
-            self._narrow()
-            self._in_test = True
+            with self.joining:
+                self.backend.end_look()
+                self._narrow()
+                self._in_test = True
 
     def reset(self) -> list[str]:
         """Undo what a test did and give what went wrong in it, as sentences for its report.
 
         Afterwards the session is proved clean, or there is none.
         """
-        with self._joining:
+        with self.joining:
+            if self._backend is not None:
+                self._backend.end_look()
             return self._reset()
 
     def _reset(self) -> list[str]:
@@ -303,7 +308,9 @@ class OuterTransaction:
     def make_room(self) -> None:
         """Let what comes next be a scope of its own, inside those that are open."""
         if self._scopes:
-            self._narrow()
+            with self.joining:
+                self.backend.end_look()
+                self._narrow()
 
     def add_scope(self, member: Member, connection: C) -> Scope[C]:
         """Take a member's work for that of a scope, whose connection this is."""
@@ -320,8 +327,10 @@ class OuterTransaction:
         self.backend.push_frame()
 
     def _close_scope(self, scope: Scope[Any]) -> None:
-        while scope in self._scopes:
-            self._close_innermost(self._scopes.pop())
+        with self.joining:
+            while scope in self._scopes:
+                scope.member.backend.end_look()
+                self._close_innermost(self._scopes.pop())
 
     def _close_innermost(self, scope: Scope[Any]) -> None:
         scope.lost = True

@@ -1,0 +1,239 @@
+"""A look at what the running test has written, from outside and while the test stands still.
+
+It reads inside the open transaction, under a savepoint that is read-only and always rolled back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from psycopg import pq
+
+from ....errors import SandboxError
+from ...lexer import Verb
+from ...sandbox.core.turns import Turn
+from .joined import JoinedSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from ...lexer import Statement
+    from ...sandbox.core.backend import Backend
+    from ...sandbox.core.member import Member
+    from ...sandbox.core.outer import OuterTransaction
+    from ..protocol.client import Client
+
+    Steps = Generator[Any, Any, Any]
+
+__all__ = ["PeekSession", "why_not"]
+
+_PATIENCE: Final = 0.2  # seconds for a statement of the test's
+_AGAIN: Final = 0.005
+_STATUS: Final = pq.TransactionStatus
+_READS: Final = b"BEGIN READ ONLY"
+_REFUSED: Final = frozenset(
+    {Verb.SET_TRANSACTION, Verb.SAVEPOINT, Verb.PREPARE, Verb.DEALLOCATE, Verb.DISCARD}
+)
+_ALONE: Final = "send BEGIN, COMMIT and ROLLBACK by themselves: a look at a test has none of them"
+_NOT_HERE: Final = "{} is not for a look at a test, which is undone after each statement"
+
+
+class Look:
+    """The time in which somebody looks: no member's operation begins, and its next one ends it.
+
+    Raises SandboxError where nothing can be read.
+    """
+
+    def __init__(self, outer: OuterTransaction) -> None:
+        self._outer: Final = outer
+        self._thread: Final = threading.get_ident()
+        self._over: Final = threading.Event()
+        self._sending: Final = threading.Lock()
+        self._can_be_cancelled = False
+        self._is_framed = False
+        self._before: tuple[Any, ...] = ()
+        with outer.joining:
+            self._backend: Final[Backend] = outer.backend
+            if self._backend.look is not None:
+                raise SandboxError("somebody else looks at the test just now")
+            self._backend.look = self
+        try:
+            self._begin()
+        except BaseException:
+            self._end()
+            raise
+
+    def _begin(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while (obstacle := self._obstacle()) and time.monotonic() < deadline:
+            time.sleep(_AGAIN)
+        backend = self._backend
+        if not obstacle:
+            backend.run_blocking()
+            obstacle = _hindrance(backend)
+        if obstacle:
+            raise SandboxError(f"the test's data cannot be read now: {obstacle}")
+        # What the end of a look would undo with it is the test's.
+        self._before = backend.advisory, backend.prepared, backend.stale_cursors
+        backend.advisory, backend.prepared, backend.stale_cursors = False, False, set()
+        self._is_framed = backend.is_begun
+        if self._is_framed:
+            backend.push_frame()
+
+    def _obstacle(self) -> str:
+        """Tell what of the test is under way; empty where nothing is."""
+        for member in list(self._backend.members):
+            if member.streaming or member.pipelined or member.transaction.in_pipeline:
+                return f"{member.name} is in the middle of a COPY, a stream or a pipeline"
+            if member.busy:
+                return f"a statement of {member.name} is running"
+        return ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is the running thread that looks."""
+        return threading.get_ident() == self._thread
+
+    def allow_cancel(self) -> None:
+        """Let what is sent from now on be cancelled: the savepoint stands."""
+        self._can_be_cancelled = True
+
+    def cancel(self) -> None:
+        """Cancel what is looked up; never what undoes it."""
+        with self._sending:
+            if self._can_be_cancelled and self._backend.is_running:
+                self._backend.send_cancel()
+
+    def give_way(self) -> None:
+        """Have it ended and wait for that; called by whoever goes on with the test."""
+        while not self._over.wait(_AGAIN):
+            self.cancel()
+
+    def close(self) -> None:
+        """Undo everything."""
+        with self._sending:
+            self._can_be_cancelled = False
+        backend = self._backend
+        try:
+            if not backend.dead:
+                backend.undo_frame()
+                if self._is_framed:
+                    backend.pop_frame()
+                backend.run_blocking()
+        except BaseException:
+            backend.unsettled = True
+            raise
+        finally:
+            advisory, prepared, stale_cursors = self._before
+            backend.advisory |= advisory
+            backend.prepared |= prepared
+            backend.stale_cursors |= stale_cursors
+            self._end()
+
+    def _end(self) -> None:
+        self._backend.look = None
+        self._over.set()
+
+
+def _hindrance(backend: Backend) -> str:
+    if backend.dead or backend.unsettled or backend.forked:
+        return "its session is lost"
+    if backend.pgconn.transaction_status == _STATUS.INERROR:
+        return "its transaction has failed, and reads nothing before it is rolled back"
+    if backend.pgconn.transaction_status == _STATUS.ACTIVE:
+        return "a statement is under way"
+    return ""
+
+
+def why_not(outer: OuterTransaction) -> str:
+    """Tell why nothing can be read just now; empty where it can."""
+    try:
+        Look(outer).close()
+    except SandboxError as error:
+        return str(error)
+    return ""
+
+
+class PeekSession(JoinedSession):
+    """What a client works in that only looks; each of its statements is a look of its own."""
+
+    def __init__(
+        self, client: Client, outer: OuterTransaction, still_leads: Callable[[], bool]
+    ) -> None:
+        super().__init__(client, outer, still_leads)
+        self._outer: Final = outer
+        self._in_block = False
+        self._look: Look | None = None
+        # It takes no turn, and is none of those who wait for one.
+        backend = self._backend
+        backend.members.pop(self.member, None)
+        self._session: Final = self.member.transaction.session
+        self.member.turn = _NoTurn(self.member)
+
+    @property
+    def is_over(self) -> bool:
+        return not self._still_leads() or self._outer.backend is not self._backend
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def cancel(self) -> None:
+        look = self._look
+        if look is not None:
+            look.cancel()
+
+    def script(self, parts: tuple[Statement, ...], text: str) -> Steps:  # noqa: ARG002
+        if len(parts) != 1:
+            raise SandboxError(_ALONE)
+        (part,) = parts
+        self._in_block = part.verb is Verb.BEGIN
+        self.tag(b"BEGIN" if self._in_block else part.words[0].encode().replace(b"END", b"COMMIT"))
+        yield from ()
+
+    def get_ready(self, parts: tuple[Statement, ...]) -> Steps:
+        for part in parts:
+            if part.verb in _REFUSED or "transaction_read_only" in part.settings:
+                raise SandboxError(_NOT_HERE.format(part.words[0]))
+        yield from super().get_ready(parts)
+
+    def _operate(self, steps: Steps) -> bool:
+        try:
+            self._look = look = Look(self._outer)
+        except SandboxError as error:
+            steps.close()
+            self._exchange.release()
+            self._client.out += self._report(error)
+            return False
+        try:
+            return super()._operate(self._looking(steps, look))
+        finally:
+            self.member.transaction.close()
+            self._look = None
+            look.close()
+            self._backend.prepared |= self.has_prepared
+
+    def _looking(self, steps: Steps, look: Look) -> Steps:
+        transaction = self.member.transaction
+        # Its settings are set under the savepoint, and undone with it.
+        transaction.session = self._backend.settings_of
+        yield from transaction.begin(_READS)
+        transaction.session = self._session
+        look.allow_cancel()
+        yield from steps
+
+    def _tell_ready(self) -> None:
+        self._exchange.tell_changed()
+        self._client.tell_ready(ord("T" if self._in_block else "I"))
+
+
+class _NoTurn(Turn):
+    """The turn of one who has it whenever nobody else is at anything."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__()
+        self.holder = member
+
+    def leave(self, member: object) -> None: ...
+    def offer(self, member: object) -> None: ...
