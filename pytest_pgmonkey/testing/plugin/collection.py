@@ -141,6 +141,9 @@ def _prepare_item(item: pytest.Item) -> None:
         # could not be prepared.
         internals.add_fixture(item, "pgmonkey_database")
         _put_first(item, names)
+        if item.config.stash[OPTIONS].env and "pgmonkey_database" not in names:
+            # Clients may write while a class or a module is set up.
+            names.insert(0, "pgmonkey_database")
 
 
 def _put_first(item: pytest.Item, names: list[str]) -> None:
