@@ -1,0 +1,1 @@
+"""Rooms, and who has booked them."""
