@@ -8,14 +8,14 @@ import psycopg
 
 from ..connecting import Connector
 from . import passage
-from .lexer import declaration, statements
 from .sandbox.psycopg_door.internals import DECLARE, STATEMENT, holds, query_text, read_operation
+from .sql.lexer import declaration, statements
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ..connecting import AnyConnection, Steps
-    from .lexer import Statement
+    from .sql.lexer import Statement
 
 __all__ = ["AsyncCloneConnection", "CloneConnection", "CloneConnector"]
 

@@ -61,6 +61,7 @@ class PGMonkey:
     def config(self) -> dict[str, Any]:
         """A configuration that leads a `PGConnectionManager` in another process to the test."""
         conninfo = self._kit.gateway.conninfo(Purpose.TEST)
+        self._kit.accept(conninfo["dbname"])  # in this process its handles are led there anyway
         return {"connection_settings": {**conninfo, "port": int(conninfo["port"])}}
 
     @property

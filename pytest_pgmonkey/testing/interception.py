@@ -31,7 +31,7 @@ class Interception:
         self, mapped: Mapping[str, str], kit_is_used: Callable[[], bool], *, everything: bool
     ) -> None:
         self._everything = everything
-        self._mapped = mapped
+        self._mapped = set(mapped)
         self._kit_is_used = kit_is_used
         self._collected = False
         self._own: WeakSet[object] = WeakSet()
@@ -73,6 +73,10 @@ class Interception:
     def adopt(self, manager: PGConnectionManager) -> None:
         """Take a manager for the kit's own, whose handles are led to the test in any case."""
         self._own.add(manager)
+
+    def accept(self, dbname: str) -> None:
+        """Let a name that the kit has given lead to the test's database, too."""
+        self._mapped.add(dbname)
 
     def judge(self, spec: ConnectionSpec, owner: object) -> bool:
         """Accept or refuse a configuration; gives whether its handle is intercepted."""

@@ -199,7 +199,7 @@ class Kit:
                 entrance = self._entrance or Entrance(
                     self.server.user, self._outside()["dbname"], lambda: self.gateway
                 )
-                gateway = self._gateway = Gateway(
+                self._gateway = Gateway(
                     lambda: self._interception.leading,
                     self._outside,
                     self._greeter,
@@ -207,8 +207,11 @@ class Kit:
                     self._options.map,
                     self,
                 )
-                self._ends.callback(gateway.close)
             return self._gateway
+
+    def accept(self, dbname: str) -> None:
+        """Let handles in this process name a database as the kit does."""
+        self._interception.accept(dbname)
 
     def _outside(self) -> dict[str, str]:
         """Give libpq's keywords of the database that clients read where no test runs."""
@@ -320,8 +323,11 @@ class Kit:
 
     def close(self) -> None:
         """End everything that the process has started."""
-        if os.getpid() == self._pid:  # a child that was forked has started nothing of it
-            self._ends.close()
+        if os.getpid() != self._pid:
+            return  # a child that was forked has started nothing of it
+        if self._gateway is not None:
+            self._gateway.close()  # it may be older than what its clients are connected to
+        self._ends.close()
 
 
 class OwnHandles:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from .lexer import Statement
+    from .sql.lexer import Statement
 
     Steps = Generator[Any, Any, Any]
 

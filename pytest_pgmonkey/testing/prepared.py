@@ -106,9 +106,11 @@ class Preparation:
 
     @contextmanager
     def _leading_to(self, name: str) -> Iterator[None]:
-        with self._interception.preparing(_RealSources(self.server, name)):
-            yield
-        self._led()
+        try:
+            with self._interception.preparing(_RealSources(self.server, name)):
+                yield
+        finally:
+            self._led()
 
     def _create(self) -> None:
         template = self.template()

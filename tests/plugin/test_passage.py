@@ -23,7 +23,7 @@ from pytest_pgmonkey.testing.sandbox.psycopg_door.internals import parameters, r
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_pgmonkey.testing.lexer import Statement
+    from pytest_pgmonkey.testing.sql.lexer import Statement
 
 CONFIG = {"connection_settings": {"host": "database.invalid", "dbname": "app", "user": "app"}}
 INSERT = "INSERT INTO item VALUES (%s)"

@@ -179,7 +179,7 @@ def _place_in(error: BaseException, function: Callable[[Any], Any]) -> str:
 def _run_file(conn: Any, path: Path) -> None:
     import psycopg
 
-    from ..lexer import statements
+    from ..sql.lexer import statements
 
     try:
         text = _RESTRICT.sub("", path.read_text("utf-8-sig"))

@@ -38,6 +38,7 @@ class Client:
         """Whether it must say the password: who uses a Unix socket is known to be the user."""
         self._data = b""
         self._at = 0
+        self._deadline = 0.0
         self._put_back: deque[Message] = deque()
         self.out = bytearray()
         """What is to be sent with the next flush."""
@@ -80,7 +81,7 @@ class Client:
 
     def startup(self) -> bytes:
         """Give its first message; raises ProtocolViolation, TimeoutError or EOFError."""
-        self._socket.settimeout(_HANDSHAKE)
+        self._deadline = time.monotonic() + _HANDSHAKE
         header = self._exactly(4)
         return header + self._exactly(wire.startup_size(header) - 4)
 
@@ -89,7 +90,7 @@ class Client:
         header = self._exactly(5)
         if header[:1] != b"p":
             raise ProtocolViolation("a password was expected")
-        return self._exactly(wire.password_size(header)).rstrip(b"\0")
+        return self._exactly(wire.password_size(header)).removesuffix(b"\0")
 
     def has_come(self) -> None:
         """Have no time limit for what it asks from now on, but one for what it takes."""
@@ -101,6 +102,7 @@ class Client:
     def _exactly(self, size: int) -> bytes:
         found = b""
         while len(found) < size:
+            self._socket.settimeout(max(_MOMENT, self._deadline - time.monotonic()))
             data = self._socket.recv(size - len(found))
             if not data:
                 raise EOFError
@@ -244,7 +246,8 @@ class Client:
     def identify(self, process: int) -> None:
         """Note who it is, for messages."""
         name = self.parameters.get("application_name", "")
-        self.origin = Peer(name, process)
+        port = self._socket.getpeername()[1] if self.has_password else 0
+        self.origin = Peer(name, process, port)
 
 
 def peer_process(sock: socket.socket) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from ...lexer import statements
 from ...sandbox.core.statements import CONTROL
+from ...sql.lexer import statements
 from .wire import fields_of, report
 
 if TYPE_CHECKING:
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from .wire import Parse
 
 _numbers: Final = count(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ...lexer import Verb, statements
+from ...sql.lexer import Verb, statements
 from ..protocol import wire
 from ..protocol.client_statements import ClientStatement
 from ..protocol.wire import Bind, Parse
@@ -12,7 +12,7 @@ from ..protocol.wire import Bind, Parse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
     from ..protocol.wire import Message
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import psycopg
 
 from ... import passage
-from ...lexer import Verb
 from ...sandbox.core.refusals import no_two_phase
 from ...sandbox.core.statements import Door, park, prepare, refuse_outside
+from ...sql.lexer import Verb
 from ..protocol import wire
 from ..protocol.client_statements import ClientStatement
 from ..protocol.reports import ClientError
@@ -24,8 +24,8 @@ from .exchange import Exchange
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ...lexer import Statement
     from ...sandbox.core.member import Member
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]

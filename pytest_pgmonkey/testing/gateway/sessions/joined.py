@@ -14,7 +14,6 @@ import psycopg
 
 from ....errors import SandboxError
 from ... import passage
-from ...lexer import Verb, statements
 from ...sandbox.core.handover import read
 from ...sandbox.core.member import CLOSED
 from ...sandbox.core.refusals import no_two_phase
@@ -30,6 +29,7 @@ from ...sandbox.core.statements import (
     refuse_outside,
     writes_in_block,
 )
+from ...sql.lexer import Verb, statements
 from ..protocol import wire
 from ..protocol.reports import AnsweredError, ClientError, error_report, notice_report
 from ..protocol.wire import Message, ProtocolViolation
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGresult
 
-    from ...lexer import Statement
     from ...sandbox.core.outer import OuterTransaction
     from ...sandbox.core.settings import WrongSettingError
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]
@@ -85,6 +85,7 @@ class JoinedSession:
         self._client: Final = client
         self._outside: Final = outside
         self._begun, client.begun = client.begun, b""
+        self._is_carried = bool(self._begun)
         self._still_leads: Final = still_leads
         plain_socket(outer.backend.pgconn)  # or it is refused before it joins
         self.member: Final = outer.join(client.origin, client.settings)
@@ -263,12 +264,17 @@ class JoinedSession:
     def _tell_ready(self) -> None:
         member = self.member
         status = "E" if member.failed else "T" if member.open or self._begun else "I"
-        if self._outside:
-            # It goes on in a test, or where it may write: so far nothing was written.
-            begun = member.transaction.modes or self._begun
-            self._client.begun = begun if status == "T" else b""
+        self._client.begun = b""
+        if status == "T" and self._goes_on():
+            self._client.begun = member.transaction.modes or self._begun
         self._exchange.tell_changed()
         self._client.tell_ready(ord(status))
+
+    def _goes_on(self) -> bool:
+        """Whether the open transaction goes on where the client leads next: nothing is lost."""
+        left = self.member.transaction.leftovers
+        is_used = self._is_carried or left.used_savepoints
+        return self._outside or (is_used and left.is_nothing)
 
     # Simple queries
 

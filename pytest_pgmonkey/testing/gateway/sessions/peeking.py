@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg import pq
 
 from ....errors import SandboxError
-from ...lexer import Verb
 from ...sandbox.core.turns import Turn
+from ...sql.lexer import Verb
 from .joined import JoinedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from ...lexer import Statement
     from ...sandbox.core.backend import Backend
     from ...sandbox.core.member import Member
     from ...sandbox.core.outer import OuterTransaction
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from ... import passage
-from ...lexer import Verb, statements
 from ...sandbox.core.settings import config_calls
+from ...sandbox.core.statements import CONTROL
+from ...sql.leftovers import Leftovers
+from ...sql.lexer import Verb, statements
 from ..protocol import wire
 from ..protocol.client_statements import ClientStatement
 from ..protocol.greeting import with_settings
@@ -28,7 +30,7 @@ from .channel import plain_socket
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
     from ..protocol.wire import Message
 
@@ -38,6 +40,7 @@ _PASSED_ON: Final = b"DTtn2IsHWcdVCN3G"
 _READY, _PARSED, _ERROR, _STATUS = b"Z1ES"
 _CHUNK: Final = 65536
 _IDLE: Final = ord("I")
+_OPEN: Final = ord("T")
 _PATIENCE: Final = 2.0  # seconds for its thread to close a session
 _FULL: Final = 1 << 20  # bytes that one side may be behind the other
 
@@ -53,6 +56,9 @@ class RelayedSession:
     ) -> None:
         self._client: Final = client
         self._still_leads: Final = still_leads
+        self._begun, client.begun = client.begun, b""
+        self._is_carried = bool(self._begun)
+        self._left = Leftovers()
         # As the client's own: RESET goes back to them.
         keywords: Any = {
             **conninfo,
@@ -82,9 +88,8 @@ class RelayedSession:
         with self._conn.cursor() as cursor:
             for name, value in sorted(kept.items(), key=lambda item: item[0] == "role"):
                 cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
-            begun, self._client.begun = self._client.begun, b""
-            if begun:
-                cursor.execute(begun)
+            if self._begun:
+                cursor.execute(self._begun)
 
     def serve(self) -> bool:
         """Pass messages on both ways until the session ends; gives whether the client is there."""
@@ -121,6 +126,7 @@ class RelayedSession:
         client = self._client
         client.statements.unsettle()
         if self._unanswered:
+            client.begun = b""
             client.out += wire.failure("57P01", "the session has ended with its test")
             for _ in range(self._unanswered):
                 client.tell_ready(ord("I"))
@@ -162,6 +168,7 @@ class RelayedSession:
                 return True
             for statement in self._statements(message):
                 self._pass(statement)
+                self._note_transaction(statement)
                 self._note_settings(statement, message)
             self._send(self._translated(message))
         return True
@@ -180,6 +187,14 @@ class RelayedSession:
 
         for _ in passage.passing(statement, self._client, sent()):
             pass
+
+    def _note_transaction(self, statement: Statement) -> None:
+        if statement.verb in CONTROL:
+            self._left.clear()
+            self._is_carried = False
+            self._begun = statement.text.encode() if statement.verb is Verb.BEGIN else b""
+        elif not statement.read_only:
+            self._left.note(statement)
 
     def _note_settings(self, statement: Statement, message: Message) -> None:
         if statement.verb is Verb.SET:
@@ -272,6 +287,9 @@ class RelayedSession:
             if kind == _READY:
                 self._unanswered -= 1
                 client.status = piece[5]
+                used = self._is_carried or self._left.used_savepoints
+                goes_on = piece[5] == _OPEN and used and self._left.is_nothing
+                client.begun = self._begun if goes_on else b""
                 self._drop_unparsed()
                 self._parsing.popleft()
                 if self._changed and client.status == _IDLE and not self._unanswered:

@@ -92,6 +92,9 @@ class WiderSession(JoinedSession):
             raise SandboxError(_NEVER_REAL)
         transaction.suspended = True  # nothing is left to be committed
 
+    def _goes_on(self) -> bool:
+        return False
+
     def _run(self, steps: Steps) -> None:
         member = self.member
         with self.lock:

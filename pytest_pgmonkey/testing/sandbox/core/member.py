@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import psycopg
 from psycopg import pq
 
-from ...lexer import Verb
+from ...sql.lexer import Verb
 from .backend import Client, Level
 from .handover import change_hands
 from .places import Peer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
 
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from .backend import Backend
     from .places import Origin
     from .turns import Turn

@@ -28,11 +28,13 @@ class Peer(NamedTuple):
 
     application: str
     pid: int
+    port: int = 0
 
     def __str__(self) -> str:
         by = repr(self.application) if self.application else "a client"
-        process = f" (process {self.pid})" if self.pid else ""
-        return f"the connection of {by}{process}"
+        known = [("process", self.pid), ("port", self.port)]
+        where = ", ".join(f"{name} {number}" for name, number in known if number)
+        return f"the connection of {by}" + (f" ({where})" if where else "")
 
 
 Origin = Place | Peer

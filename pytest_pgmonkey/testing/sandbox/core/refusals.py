@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from ....errors import SandboxError
-from ...lexer import Verb
+from ...sql.lexer import Verb
 
 if TYPE_CHECKING:
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
 
 _SHOWN: Final = {
     "ROLLBACK": "ROLLBACK TO SAVEPOINT",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import psycopg
 
 from ... import passage
-from ...lexer import Verb
+from ...sql.lexer import Verb
 from .refusals import no_block
 from .statements import Door
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from .member import Member
 
     Steps = Generator[Any, Any, Any]

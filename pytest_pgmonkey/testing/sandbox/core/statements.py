@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ...lexer import Verb
+from ...sql.lexer import Verb
 from .backend import Level
 from .refusals import no_block
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ...lexer import Statement
+    from ...sql.lexer import Statement
     from .member import Member
 
     Steps = Generator[Any, Any, Any]

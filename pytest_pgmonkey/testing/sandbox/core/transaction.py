@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
-from ...lexer import Statement, Verb
-from ...modes import Modes, transaction_modes
+from ...sql.leftovers import Leftovers
+from ...sql.lexer import Statement, Verb
+from ...sql.modes import Modes, transaction_modes
 from ...timeouts import with_shadows
 from .backend import UNDO, Level
 from .handover import read
@@ -48,6 +49,7 @@ class VirtualTransaction:
         "held_cursors",
         "in_pipeline",
         "inherited",
+        "leftovers",
         "modes",
         "open",
         "session",
@@ -75,6 +77,7 @@ class VirtualTransaction:
         """Temporary tables with what a commit does to them."""
         self.held_cursors: set[str] = set()
         """Names of cursors WITH HOLD that may still be open."""
+        self.leftovers = Leftovers()
         self._forget()
 
     def _forget(self) -> None:
@@ -88,6 +91,7 @@ class VirtualTransaction:
         """The command that began it."""
         self.inherited = b"BEGIN"
         """The modes that it has from the transaction before, by AND CHAIN."""
+        self.leftovers.clear()
         self._guarded = False
         self._uses_cursors = False
         self._local: dict[str, str | None] | None = None  # what SET LOCAL has hidden
@@ -105,8 +109,10 @@ class VirtualTransaction:
         if part.verb is not Verb.QUERY:
             self.writes = True
             self.surely_reads = False
+            self.leftovers.note(part)
         elif not part.read_only:
             self.surely_reads = False
+            self.leftovers.note(part)
 
     def before(self, part: Statement, params: Any) -> Steps:
         """Take note of a statement, and do what must be done before it."""

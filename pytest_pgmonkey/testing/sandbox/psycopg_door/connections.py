@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
 
 from ....connecting import setting_overwritten, setting_refused
-from ...lexer import statements
+from ...sql.lexer import statements
 from ..core.member import CLOSED
 from ..core.refusals import no_block, no_notifies, no_two_phase
 from .internals import (

@@ -12,7 +12,7 @@ import psycopg
 
 from ....errors import SandboxError
 from ... import passage
-from ...lexer import Statement, Verb, declaration, plain_statement, statements
+from ...sql.lexer import Statement, Verb, declaration, plain_statement, statements
 from ..core.backend import Level
 from ..core.refusals import RefusedError, no_two_phase
 from ..core.script import Script, discard_all

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from .timeouts import looks_at_timeouts
+from ..timeouts import looks_at_timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
