@@ -38,7 +38,7 @@ logger = logging.getLogger("pytest_pgmonkey")
 
 _TEST_HAS_ENDED: Final = "terminating connection: the test has ended"
 _RUN_HAS_ENDED: Final = "terminating connection: the test run has ended"
-_NO_TEST: Final = "this address leads to a running test, and none runs"
+_NO_TEST: Final = "pgmonkey.dsn leads to a running test, and none runs"
 _PATIENCE: Final = 2.0  # seconds for the threads of clients that were told to go
 _IDLE: Final = ord("I")
 
