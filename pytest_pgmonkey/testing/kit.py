@@ -244,7 +244,7 @@ class Kit:
         Gives `None` where a test has begun meanwhile, or the database is not prepared.
         """
         with self._between:
-            if self._depth or self._database is None:
+            if self._depth or self._database is None or self._interception.leading is not None:
                 return None
             self._end_sessions()
             if self._clones_wanted():

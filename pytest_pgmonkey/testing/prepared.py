@@ -48,7 +48,7 @@ class Preparation:
     """Makes the database of a process: schema and extensions, from a template where there is one.
 
     Tests may run in the server's own database as it is, where there is nothing to load. `led` is
-    called when handles and clients no longer lead to a database that is being prepared.
+    called when handles and clients lead elsewhere next.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Preparation:
 
     @contextmanager
     def _leading_to(self, name: str) -> Iterator[None]:
+        self._led()  # what they have read before would be in the way
         try:
             with self._interception.preparing(_RealSources(self.server, name)):
                 yield

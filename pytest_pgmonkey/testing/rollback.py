@@ -48,7 +48,6 @@ class RollbackIsolation:
         self._lost = ""
         self._shared: list[Scope[SandboxConnection]] = []
         self._wider: list[WiderSession] = []
-        self._left: list[Scope[Any]] = []
 
     def connect(self) -> None:
         """Connect now, so that a server that cannot be reached shows at once."""
@@ -112,14 +111,13 @@ class RollbackIsolation:
     def leave(self, scope: Scope[Any], *, in_test: bool) -> None:
         """Close the scope of a client's transaction, at the end of the test where one runs."""
         if in_test:
-            self._left.append(scope)
+            scope.is_left = True
             return
         with self._holding():
-            self._close_wider([scope])
+            self._sandbox.leave_scope(scope)
+        self._forget_wider()
 
-    def _close_wider(self, scopes: list[Scope[Any]]) -> None:
-        for scope in scopes:
-            scope.close()
+    def _forget_wider(self) -> None:
         self._wider = [each for each in self._wider if not each.scope.lost]
 
     @property
@@ -129,9 +127,19 @@ class RollbackIsolation:
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """Have no client with a wider transaction do anything meanwhile."""
-        held = [session for session in self._wider if session.hold()]
+        """Have no client with a wider transaction do anything meanwhile.
+
+        Raises KitError where one cannot be kept from it.
+        """
+        held = []
         try:
+            for session in self._wider:
+                if not session.hold():
+                    raise KitError(
+                        f"{session.member.name} is in the middle of a statement, in a transaction "
+                        "that was begun outside of the test, and cannot be stopped"
+                    )
+                held.append(session)
             yield
         finally:
             for session in held:
@@ -150,7 +158,7 @@ class RollbackIsolation:
                 "the session that it was written in"
             )
         with self._holding():
-            self._wider = [session for session in self._wider if not session.scope.lost]
+            self._forget_wider()
             self._sandbox.begin()
 
     def check_server(self) -> None:
@@ -178,9 +186,9 @@ class RollbackIsolation:
     def _reset_with_wider(self) -> list[str]:
         with self._holding():
             failures = self._sandbox.reset()
-            left, self._left = self._left, []
-            self._close_wider(left)
-            return failures
+            self._sandbox.close_left()
+        self._forget_wider()
+        return failures
 
     def _reopen(self) -> None:
         """Connect anew, or remember why no further test can: one line for each is enough."""

@@ -35,22 +35,38 @@ class Leftovers:
         """Whether nothing is left, and no savepoint stands."""
         return not (self.may_be_there or self._savepoints)
 
+    @property
+    def depth(self) -> int:
+        """How many savepoints stand."""
+        return len(self._savepoints)
+
+    def depth_of(self, part: Statement) -> int:
+        """Give how many savepoints stand below the one that a RELEASE or ROLLBACK TO names.
+
+        All of them where it names none of these.
+        """
+        name = _name(part)
+        for index in range(len(self._savepoints) - 1, -1, -1):
+            if self._savepoints[index][0] == name:
+                return index
+        return len(self._savepoints)
+
     def note(self, part: Statement) -> None:
         """Take note of a statement that may do more than read."""
         if part.verb is not Verb.SAVEPOINT:
             self.may_be_there = True
             return
         self.used_savepoints = True
-        last = part.text.split()[-1]
-        name = last.strip('"') if last.startswith('"') else last.lower()
         if part.words[0] == "SAVEPOINT":
-            self._savepoints.append((name, self.may_be_there))
+            self._savepoints.append((_name(part), self.may_be_there))
             return
-        names = [each for each, _ in self._savepoints]
-        if name not in names:
-            return
-        index = len(names) - 1 - names[::-1].index(name)
-        if part.words[0] != "RELEASE":
+        index = self.depth_of(part)
+        if part.words[0] != "RELEASE" and index < self.depth:
             self.may_be_there = self._savepoints[index][1]
             index += 1
         del self._savepoints[index:]
+
+
+def _name(part: Statement) -> str:
+    last = part.text.split()[-1]
+    return last.strip('"') if last.startswith('"') else last.lower()

@@ -111,6 +111,7 @@ class Exchange:
             self.changed.update([wire.read_parameter_status(piece)])
             return
         if kind == _SUSPENDED:
+            self._member.transaction.portal_is_open = True
             self._member.transaction.pin()  # others would make a portal of the same name
         self.tell(piece)
 
@@ -163,7 +164,7 @@ class Exchange:
                 client.dead = True
                 channel.send(_COPY_FAILS)
                 break
-            elif self._member.ended:
+            elif self._member.ended or self._member.must_stop:
                 # A cancel does not reach a server that waits for data.
                 channel.send(_COPY_ENDS)
                 break

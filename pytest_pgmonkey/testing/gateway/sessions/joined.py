@@ -86,6 +86,7 @@ class JoinedSession:
         self._outside: Final = outside
         self._begun, client.begun = client.begun, b""
         self._is_carried = bool(self._begun)
+        self._watches = outside  # what comes before it is run
         self._still_leads: Final = still_leads
         plain_socket(outer.backend.pgconn)  # or it is refused before it joins
         self.member: Final = outer.join(client.origin, client.settings)
@@ -281,7 +282,8 @@ class JoinedSession:
     def _simple(self, message: Message) -> None:
         text = "CALL" if message.kind == _CALL else message.raw[5:-1].decode(errors=_ODD)
         parts = statements(text)
-        if self._outside and self._goes_wider(parts, message):
+        if self._watches and self._is_dealt_with(parts, message):
+            self._unless_it_left()
             return
         self._client.statements.remove(b"")  # as a server does
         if len(parts) == 1 and parts[0].plain and self._at_once(message.raw, parts[0]):
@@ -292,7 +294,11 @@ class JoinedSession:
             self._client.out += wire.EMPTY_QUERY
         self._tell_ready()
 
-    def _goes_wider(self, parts: Parts, *messages: Message) -> bool:
+    def _unless_it_left(self) -> None:
+        if not self._client.widens:
+            self._tell_ready()
+
+    def _is_dealt_with(self, parts: Parts, *messages: Message) -> bool:
         """Leave, outside of a test, what writes in a transaction block to another session."""
         client = self._client
         is_open = bool(self.member.open or self._begun)
@@ -454,7 +460,9 @@ class JoinedSession:
 
     def _keep_settings(self) -> Steps:
         """Keep what a transaction has left: the client goes on to other tests with it."""
-        if not self._settings_changed or self.member.open or self._backend.dead:
+        if not self._settings_changed or self._backend.dead:
+            return
+        if self.member.open and not self._outside:
             return
         if self._backend.behind:
             yield from self._backend.collect()
@@ -473,8 +481,12 @@ class JoinedSession:
     def _run_batch(self, end: Message) -> None:
         synced = end.kind == _SYNC
         batch, self._batch, self._batch_size = self._batch, [], 0
-        if self._outside and self._goes_wider(tuple(self._extended.executed(batch)), *batch, end):
-            return
+        if self._watches:
+            executed = tuple(self._extended.executed(batch))
+            if self._is_dealt_with(executed, *batch, end):
+                client = self._client
+                client.skips = not client.widens
+                return
         transaction = self.member.transaction
         if batch or (synced and (transaction.unit or transaction.in_pipeline)):
             self._exchange.has_copied = False

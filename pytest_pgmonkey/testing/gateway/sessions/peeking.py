@@ -5,6 +5,7 @@ It reads inside the open transaction, under a savepoint that is read-only and al
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg import pq
 
 from ....errors import SandboxError
+from ...sandbox.core.refusals import no_two_phase
+from ...sandbox.core.statements import CONTROL
 from ...sandbox.core.turns import Turn
 from ...sql.lexer import Verb
 from .joined import JoinedSession
@@ -33,11 +36,12 @@ _PATIENCE: Final = 0.2  # seconds for a statement of the test's
 _AGAIN: Final = 0.005
 _STATUS: Final = pq.TransactionStatus
 _READS: Final = b"BEGIN READ ONLY"
-_REFUSED: Final = frozenset(
-    {Verb.SET_TRANSACTION, Verb.SAVEPOINT, Verb.PREPARE, Verb.DEALLOCATE, Verb.DISCARD}
+# Neither is undone by ROLLBACK TO, or a read-only transaction does it all the same.
+_EFFECTS: Final = re.compile(
+    r"\b(pg_(try_)?advisory_\w+|txid_current|pg_current_xact_id|pg_logical_emit_message)\s*\(", re.I
 )
 _ALONE: Final = "send BEGIN, COMMIT and ROLLBACK by themselves: a look at a test has none of them"
-_NOT_HERE: Final = "{} is not for a look at a test, which is undone after each statement"
+_NOT_HERE: Final = "{} is not for a look at a test, which only reads"
 
 
 class Look:
@@ -46,8 +50,9 @@ class Look:
     Raises SandboxError where nothing can be read.
     """
 
-    def __init__(self, outer: OuterTransaction) -> None:
+    def __init__(self, outer: OuterTransaction, client: Client | None = None) -> None:
         self._outer: Final = outer
+        self._client: Final = client
         self._thread: Final = threading.get_ident()
         self._over: Final = threading.Event()
         self._sending: Final = threading.Lock()
@@ -89,6 +94,8 @@ class Look:
                 return f"{member.name} is in the middle of a COPY, a stream or a pipeline"
             if member.busy:
                 return f"a statement of {member.name} is running"
+            if member.transaction.portal_is_open:
+                return f"a portal of {member.name} is open"
         return ""
 
     @property
@@ -110,12 +117,15 @@ class Look:
         """Have it ended and wait for that; called by whoever goes on with the test."""
         while not self._over.wait(_AGAIN):
             self.cancel()
+            if self._client is not None:
+                self._client.cut_off()  # it takes nothing of what it has asked for
 
     def close(self) -> None:
         """Undo everything."""
         with self._sending:
             self._can_be_cancelled = False
         backend = self._backend
+        backend.advisory = False
         try:
             if not backend.dead:
                 backend.undo_frame()
@@ -188,19 +198,24 @@ class PeekSession(JoinedSession):
         if len(parts) != 1:
             raise SandboxError(_ALONE)
         (part,) = parts
-        self._in_block = part.verb is Verb.BEGIN
-        self.tag(b"BEGIN" if self._in_block else part.words[0].encode().replace(b"END", b"COMMIT"))
+        if part.verb is Verb.TWO_PHASE:
+            raise no_two_phase()
+        self._in_block = part.verb is Verb.BEGIN or part.chains
+        word = part.words[0]
+        begins = "START TRANSACTION" if word == "START" else "BEGIN"
+        ends = "COMMIT" if part.verb is Verb.COMMIT else "ROLLBACK"
+        self.tag((begins if part.verb is Verb.BEGIN else ends).encode())
         yield from ()
 
     def get_ready(self, parts: tuple[Statement, ...]) -> Steps:
         for part in parts:
-            if part.verb in _REFUSED or "transaction_read_only" in part.settings:
-                raise SandboxError(_NOT_HERE.format(part.words[0]))
+            if not _only_reads(part):
+                raise SandboxError(_NOT_HERE.format(part.words[0] if part.words else "that"))
         yield from super().get_ready(parts)
 
     def _operate(self, steps: Steps) -> bool:
         try:
-            self._look = look = Look(self._outer)
+            self._look = look = Look(self._outer, self._client)
         except SandboxError as error:
             steps.close()
             self._exchange.release()
@@ -226,6 +241,15 @@ class PeekSession(JoinedSession):
     def _tell_ready(self) -> None:
         self._exchange.tell_changed()
         self._client.tell_ready(ord("T" if self._in_block else "I"))
+
+
+def _only_reads(part: Statement) -> bool:
+    """Whether a statement has no effect that stays, as far as its text tells."""
+    if part.verb is Verb.SET:
+        return "transaction_read_only" not in part.settings
+    copies = part.words[:1] == ("COPY",)
+    reads = part.verb in (Verb.QUERY, *CONTROL) or copies
+    return reads and not _EFFECTS.search(part.text)
 
 
 class _NoTurn(Turn):

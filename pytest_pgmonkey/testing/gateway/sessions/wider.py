@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ....errors import SandboxError
 from ...sandbox.core.member import CLOSED
+from ...sql.lexer import Verb
+from ..protocol import wire
 from .joined import JoinedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from ...sandbox.core.outer import OuterTransaction, Scope
+    from ...sql.lexer import Statement
     from ..protocol.client import Client
+    from ..protocol.wire import Message
 
     Steps = Generator[Any, Any, Any]
 
@@ -32,6 +36,14 @@ _NEVER_REAL: Final = (
     "what a transaction writes outside of a test is there for the tests that run while it is open, "
     "and is never committed. Write what every test shall see inside `with "
     "pgmonkey_database.unblock():`"
+)
+_NOT_INNERMOST: Final = (
+    "another transaction was begun outside of a test after this one, and is still open: nothing "
+    "can be done here before it has ended"
+)
+_BY_ITSELF: Final = (
+    "send the end of a transaction that was begun outside of a test by itself: what follows it "
+    "could write, and would be lost"
 )
 
 
@@ -52,10 +64,11 @@ class WiderSession(JoinedSession):
         super().__init__(client, outer, lambda: True)
         self._outer: Final = outer
         self._scopes: Final = scopes
-        self._command: Final = self._begun
+        self._watches = True
         self._wrote = False
         self._ended = False
         self._left = False
+        self._depth = 0  # savepoints from before the test
         # Tests begin and end in another thread, between two statements.
         self.lock: Final = threading.RLock()
         self.member.keeper = self
@@ -71,13 +84,24 @@ class WiderSession(JoinedSession):
         if self._left:
             return
         self._left = True
-        if self._outer.in_test and self.member.open:
+        if self._outer.in_test and self.member.open and not self._ended:
             self._operate(self._undo())
         self._scopes.leave(self.scope)
 
     def _undo(self) -> Steps:
         self.member.transaction.rollback()
         yield from ()
+
+    def _is_dealt_with(self, parts: tuple[Statement, ...], *_: Message) -> bool:
+        """Refuse what follows the transaction's end in the same message, if it could write."""
+        ends = [i for i, part in enumerate(parts) if part.verb in (Verb.COMMIT, Verb.ROLLBACK)]
+        if not ends or self._outer.in_test:
+            return False
+        follow = parts[ends[0] + 1 :]
+        if parts[ends[0]].chains or not all(part.read_only for part in follow):
+            self._client.out += wire.failure("57P03", _BY_ITSELF)
+            return True
+        return False
 
     def before_end(self, *, commits: bool) -> Steps:
         """Refuse the end of the transaction in a test, and what would keep its work."""
@@ -91,6 +115,16 @@ class WiderSession(JoinedSession):
             transaction.rollback()
             raise SandboxError(_NEVER_REAL)
         transaction.suspended = True  # nothing is left to be committed
+
+    def get_ready(self, parts: tuple[Statement, ...]) -> Steps:
+        if not (self._outer.in_test or self._outer.is_innermost(self.scope)):
+            raise SandboxError(_NOT_INNERMOST)
+        left = self.member.transaction.leftovers
+        for part in parts:
+            undoes = part.verb is Verb.SAVEPOINT and part.words[0] != "SAVEPOINT"
+            if undoes and self._outer.in_test and left.depth_of(part) < self._depth:
+                raise SandboxError(_NOT_IN_A_TEST)
+        yield from super().get_ready(parts)
 
     def _goes_on(self) -> bool:
         return False
@@ -113,32 +147,50 @@ class WiderSession(JoinedSession):
         """Have no statement of the client's run until `release`; gives whether none does."""
         if self.lock.acquire(timeout=_PATIENCE):
             return True
+        self.member.must_stop = True
         self.cancel()
-        return self.lock.acquire(timeout=_AFTER_CANCEL)
+        held = self.lock.acquire(timeout=_AFTER_CANCEL)
+        self.member.must_stop = False
+        return held
 
     def release(self) -> None:
-        """Let the client go on; its transaction is begun anew with its next statement."""
-        if not (self.member.open or self._ended):
-            self._begun = self._command
+        """Let the client go on."""
         self.lock.release()
 
     def narrow(self) -> None:
-        """Let a test see what was written, and undo by itself what is written in it."""
+        """Let a test work in what was written, and undo by itself what it does."""
+        member, transaction = self.member, self.member.transaction
+        if not self._wrote and not member.failed:
+            self._wrote = transaction.writes or self._has_written()
+        if member.failed or not self._wrote:
+            self._end_early()
+        else:
+            self._depth = transaction.leftovers.depth
+            member.stand_aside()
+
+    def _has_written(self) -> bool:
+        """Find whether functions have written."""
+        left = self.member.transaction.leftovers
+        return left.may_be_there and bool(self._in_turn(self.member.has_written()))
+
+    def _end_early(self) -> None:
+        """Leave a transaction that has failed, or that has only read and can go on in the test."""
+        member = self.member
+        if not member.failed:
+            self._client.begun = member.transaction.modes
+        self._ended = True
+        self.scope.is_left = True
+        self._in_turn(self._undo())
+
+    def _in_turn(self, steps: Steps) -> Any:
         member, wait = self.member, self._backend.root.wait
-        self._wrote = True
-        if member.failed:
-            self._ended = True  # it cannot go on
         if member.turn.holder is not member:
             member.claim_turn(wait)
         member.start()
         try:
-            wait(self._committed())
+            return wait(steps)
         finally:
             member.after()
-
-    def _committed(self) -> Steps:
-        yield from self.member.get_ready()
-        yield from self.member.transaction.commit()
 
 
 class _Connection:

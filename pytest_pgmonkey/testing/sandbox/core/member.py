@@ -76,12 +76,14 @@ class Member:
     """One user of the shared backend: its turn, its operations, and its end."""
 
     __slots__ = (
+        "_aside",
         "_client",
         "backend",
         "busy",
         "ended",
         "is_scope",
         "keeper",
+        "must_stop",
         "origin",
         "pipelined",
         "returned",
@@ -123,6 +125,9 @@ class Member:
         self.returned = False
         self.is_scope = False
         self.keeper: Keeper | None = None
+        self.must_stop = False
+        """Whether what it is in the middle of must end: a test begins or ends."""
+        self._aside: dict[str, Any] | None = None
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
 
@@ -190,12 +195,28 @@ class Member:
 
         `drive` runs what that takes.
         """
-        self.backend.bury()
+        self.bury_others()
         while True:
             if self.turn.holder is not self:
                 self.wait_for_turn()
-            if self.turn.displaced is None or drive(self.displace()):
+            if self.turn.displaced is None:
                 return
+            self.start()
+            try:
+                has_turn = drive(self.displace())
+            finally:
+                self.busy = False
+            if has_turn:
+                return
+
+    def bury_others(self) -> None:
+        """Roll back what connections left open that were dropped unclosed."""
+        if self.backend.abandoned:
+            self.start()
+            try:
+                self.backend.bury()
+            finally:
+                self.busy = False
 
     async def wait_for_turn_async(self) -> None:
         """Wait in the running loop until the backend is this member's."""
@@ -436,10 +457,23 @@ class Member:
             self.streaming = self.transaction.in_pipeline = False
             self.backend.interrupt()
 
+    def stand_aside(self) -> None:
+        """Let others work in what the open transaction has written, until `undone`."""
+        transaction = self.transaction
+        transaction.in_pipeline = False
+        self._aside = transaction.snapshot()
+        transaction.suspended = transaction.open
+        self.streaming = self.steady = self.yielding = False
+        self.turn.leave(self)
+
     def undone(self) -> None:
-        """Forget a transaction that was rolled back with the test around it."""
-        self.transaction.unit = False
-        self.transaction.close()
+        """Forget what was rolled back with the test around it."""
+        if self._aside is not None:
+            self.transaction.restore(self._aside)
+            self._aside = None
+        else:
+            self.transaction.unit = False
+            self.transaction.close()
         self.steady = self.yielding = False
         self.turn.leave(self)
 

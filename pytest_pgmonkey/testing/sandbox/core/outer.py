@@ -320,11 +320,27 @@ class OuterTransaction:
         return scope
 
     def _narrow(self) -> None:
-        """Commit the open transactions of the scopes and begin what can be undone by itself."""
+        """Begin what can be undone by itself, in what the scopes have written."""
         for scope in reversed(self._scopes):
             if scope.member.open:
                 scope.connection.commit()
         self.backend.push_frame()
+
+    def leave_scope(self, scope: Scope[Any]) -> None:
+        """Have a scope closed as soon as no test and no other scope is inside it."""
+        scope.is_left = True
+        self.close_left()
+
+    def close_left(self) -> None:
+        """Close what was left, where no test runs."""
+        with self.joining:
+            while self._scopes and self._scopes[-1].is_left and not self._in_test:
+                self._scopes[-1].member.backend.end_look()
+                self._close_innermost(self._scopes.pop())
+
+    def is_innermost(self, scope: Scope[Any]) -> bool:
+        """Whether no other scope was opened inside this one."""
+        return bool(self._scopes) and self._scopes[-1] is scope
 
     def _close_scope(self, scope: Scope[Any]) -> None:
         with self.joining:
@@ -341,6 +357,7 @@ class OuterTransaction:
         backend.undo_frame()
         if self._scopes:
             backend.pop_frame()
+            self._scopes[-1].member.undone()
 
     def close(self) -> None:
         """End the session with the server."""
@@ -358,6 +375,8 @@ class Scope(Generic[C]):
     def __init__(self, outer: OuterTransaction, member: Member, connection: C) -> None:
         self.member: Final = member
         self.connection: Final = connection
+        self.is_left = False
+        """Whether nobody needs it any more."""
         self.lost = False
         """Whether its data is gone: it was closed, or the server ended the session."""
         self._outer: Final = outer

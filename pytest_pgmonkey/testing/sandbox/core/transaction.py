@@ -6,6 +6,7 @@ came through; everything else is decided at once. See docs/isolation.md for the 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -52,6 +53,7 @@ class VirtualTransaction:
         "leftovers",
         "modes",
         "open",
+        "portal_is_open",
         "session",
         "surely_reads",
         "suspended",
@@ -92,9 +94,21 @@ class VirtualTransaction:
         self.inherited = b"BEGIN"
         """The modes that it has from the transaction before, by AND CHAIN."""
         self.leftovers.clear()
+        self.portal_is_open = False
+        """One that was suspended can go on, as far as is known."""
         self._guarded = False
         self._uses_cursors = False
         self._local: dict[str, str | None] | None = None  # what SET LOCAL has hidden
+
+    def snapshot(self) -> dict[str, Any]:
+        """Give all that is noted of it, to be restored when what follows was undone."""
+        names = set(self.__slots__) - {"backend", "session"}
+        return {name: deepcopy(getattr(self, name)) for name in names}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Note what was noted before."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def pin(self) -> None:
         """Keep the turn to the end of the transaction: its savepoints cannot be interleaved."""

@@ -396,11 +396,18 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def _wait_for_turn(self) -> None:
         member = self._member
-        member.backend.bury()
+        member.bury_others()
         while True:
             if member.turn.holder is not member:
                 await member.wait_for_turn_async()
-            if member.turn.displaced is None or await super().wait(member.displace()):
+            if member.turn.displaced is None:
+                return
+            member.start()
+            try:
+                has_turn = await super().wait(member.displace())
+            finally:
+                member.busy = False
+            if has_turn:
                 return
 
     async def close(self) -> None:
