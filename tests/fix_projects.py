@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from helpers.pytest_runs import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,9 +63,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.delenv("CI", raising=False)
 
     def run(*args: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", *_WARNINGS, *args, timeout=_LIMIT
-        )
+        return pytester.runpytest_subprocess(*QUICK, *_WARNINGS, *args, timeout=_LIMIT)
 
     return run
 

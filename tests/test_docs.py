@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from helpers.pytest_runs import QUICK
 from helpers.servers import TLSServer
 
 from pytest_pgmonkey import ConnectionType, errors, load_config
@@ -197,7 +198,7 @@ class Project:
         if name.endswith(".yaml"):
             load_config(self.directory / name)
         if Path(name).name.startswith("test_"):
-            result = self.run("-m", "pytest", "-p", "no:cacheprovider", *STRICT, name)
+            result = self.run("-m", "pytest", *QUICK, *STRICT, name)
             self.judge(result)
 
     def script(self, code: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.pytest_runs import QUICK
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDED = {
@@ -30,7 +31,7 @@ CONFIGS = sorted(EXAMPLES.glob("*/*/database.yaml"))
 def run_tests(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a project's tests from the outside, warnings being errors."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    options = ["-B", "-m", "pytest", "-p", "no:cacheprovider", *STRICT]
+    options = ["-B", "-m", "pytest", *QUICK, *STRICT]
     return subprocess.run(
         [sys.executable, *options, str(project), *arguments],
         cwd=EXAMPLES.parent,

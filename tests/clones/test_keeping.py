@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import yaml
+from helpers.pytest_runs import QUICK
 from helpers.remains import NEEDS_PROC, is_gone, processes_of
 from helpers.waiting import PATIENCE, wait_until
 
@@ -107,7 +108,7 @@ def names() -> list[str]:
 def test_failures_of_every_phase(pytester: pytest.Pytester) -> None:
     """Each report tells how to get in and how to remove it; what passed leaves nothing."""
     pytester.makepyfile(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pgmonkey-keep=failed"]
+    command = [sys.executable, "-m", "pytest", *QUICK, "--pgmonkey-keep=failed"]
     # Somebody who waits for the end of the output does not wait for the server's.
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     output = result.stdout
@@ -169,7 +170,7 @@ def test_a_run_that_is_killed(pytester: pytest.Pytester) -> None:
         signal.pause()
     """
     pytester.makepyfile(FAILING + waiting)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pgmonkey-keep=failed"]
+    command = [sys.executable, "-m", "pytest", *QUICK, "--pgmonkey-keep=failed"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
         told = pytester.path / "config.txt"
         assert wait_until(lambda: told.exists() or process.poll() is not None)

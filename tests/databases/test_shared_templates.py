@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import yaml
+from helpers.pytest_runs import QUICK
 from helpers.waiting import PATIENCE, wait_until
 
 from pytest_pgmonkey.config import connection_spec, load_config
@@ -380,7 +381,7 @@ def test_two_runs_at_once(
 
 
 def start(pytester: pytest.Pytester, meet: str, config: Path, schema: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *QUICK]
     return subprocess.Popen(
         [*command, f"--pgmonkey-config={config}", f"--pgmonkey-schema={schema}"],
         stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.pytest_runs import QUICK
 from helpers.remains import NEEDS_PROC, is_gone, processes_of, segments_of
 from helpers.waiting import PATIENCE, wait_until
 
@@ -53,7 +54,7 @@ class Run:
     def __init__(self, directory: Path, *args: str) -> None:
         self.directory = directory
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
+            [sys.executable, "-m", "pytest", *QUICK, *args],
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

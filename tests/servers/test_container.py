@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from helpers.pytest_runs import QUICK
 
 from pytest_pgmonkey import PGConnectionManager, kept_databases
 from pytest_pgmonkey.errors import PGMonkeyError
@@ -154,9 +155,7 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     options = ("--pgmonkey-schema=schema.sql", f"--pgmonkey-image={IMAGE}")
 
     def run(*args: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess(
-            "-p", "no:cacheprovider", "-W", "error", *options, *args
-        )
+        return pytester.runpytest_subprocess(*QUICK, "-W", "error", *options, *args)
 
     return run
 

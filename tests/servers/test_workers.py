@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers.pytest_runs import QUICK
 from helpers.remains import NEEDS_PROC, is_gone, processes_of
 from helpers.waiting import wait_until
 
@@ -179,7 +180,7 @@ def test_the_server_ends_with_its_controller(crowd: pytest.Pytester, number: int
             signal.pause()
         """
     )
-    command = [sys.executable, "-m", "pytest", "-n1", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-n1", *QUICK]
     with subprocess.Popen(command, cwd=crowd.path, stdout=subprocess.DEVNULL) as controller:
         pid = crowd.path / "pid.txt"
         assert wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
