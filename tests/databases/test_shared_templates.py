@@ -41,7 +41,19 @@ STEPS = """
     lasting.pgmonkey_version = 1
 """
 TESTS = """
+    import pathlib, time
     import pytest
+
+    @pytest.fixture(scope="session", autouse=True)
+    def all_workers_are_there(pytestconfig, pgmonkey_database):
+        # What they share goes with the last of them.
+        worker = getattr(pytestconfig, "workerinput", None)
+        if worker is not None:
+            pathlib.Path(f"{worker['workerid']}.there").touch()
+            deadline = time.monotonic() + 60
+            while len(list(pathlib.Path().glob("*.there"))) < worker["workercount"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
     @pytest.mark.parametrize("number", range(4))
     def test_it(pgmonkey, number):

@@ -40,9 +40,9 @@ def test_a_project_that_the_server_s_user_cannot_read(
         """
         import os
 
-        def test_it(pgmonkey):
+        def test_it(pgmonkey, pgmonkey_server):
             pgmonkey.execute("INSERT INTO item (name) VALUES ('x')")
-            home = pgmonkey.config["connection_settings"]["host"]
+            home = pgmonkey_server.conninfo("postgres")["host"]
             assert os.stat(home + "/data").st_uid != 0
         """
     )
@@ -71,9 +71,9 @@ def test_long_paths_and_no_memory_to_keep_data_in(
             f"""
             import os
 
-            def test_it(pgmonkey):
+            def test_it(pgmonkey, pgmonkey_server):
                 pgmonkey.execute("INSERT INTO item (name) VALUES ('x')")
-                home = pgmonkey.config["connection_settings"]["host"]
+                home = pgmonkey_server.conninfo("postgres")["host"]
                 assert os.path.dirname(home) == {short!r}
                 assert os.listdir({str(long)!r}) == [os.path.basename(home)]
             """

@@ -25,6 +25,7 @@ _QUERY, _SYNC, _FLUSH, _COPY_DATA = b"QSHd"
 _PASSED_ON: Final = b"DTtn2IsHWcdV"
 _READY, _PARSED, _COMPLETE, _ERROR, _NOTICE, _STATUS, _COPY_IN, _SUSPENDED = b"Z1CENSGs"
 _NOTIFICATION: Final = ord("A")
+_OF_COPY: Final = frozenset(b"dcfHS")
 _COPY_FAILS: Final = wire.message(b"f", b"the client has gone\0")
 _COPY_ENDS: Final = wire.message(b"f", b"the test has ended\0")
 _FULL: Final = 32768  # bytes for a client that are sent on without waiting for more
@@ -175,6 +176,10 @@ class Exchange:
     def _pass_copy_on(self) -> bool:
         """Send the server what has come of the client's COPY; gives whether more will."""
         while (message := self._next_of_copy()) is not None:
+            if message.kind not in _OF_COPY:
+                # A server would end the session, which is the test's.
+                self._client.dead = True
+                message = Message(_COPY_FAILS[0], _COPY_FAILS)
             if message.kind not in (_SYNC, _FLUSH):
                 self._channel.send(message.raw)
                 if message.kind != _COPY_DATA:

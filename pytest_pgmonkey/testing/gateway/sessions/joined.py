@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGresult
 
+    from ...sandbox.core.member import Member
     from ...sandbox.core.outer import OuterTransaction
     from ...sandbox.core.settings import WrongSettingError
     from ...sql.lexer import Statement
@@ -89,7 +90,7 @@ class JoinedSession:
         self._watches = outside  # what comes before it is run
         self._still_leads: Final = still_leads
         plain_socket(outer.backend.pgconn)  # or it is refused before it joins
-        self.member: Final = outer.join(client.origin, client.settings)
+        self.member: Final = self._join(outer)
         self.member.serve(weakref.ref(self))
         if client.kept:
             session = Session(client.settings)
@@ -105,6 +106,9 @@ class JoinedSession:
         self._settings_changed = False
         self._commits = False  # what may fail yet
         self._text, self._at = "", 0  # of a script, and how far it has run
+
+    def _join(self, outer: OuterTransaction) -> Member:
+        return outer.join(self._client.origin, self._client.settings)
 
     # What its member asks
 
@@ -313,6 +317,7 @@ class JoinedSession:
         The shortest way, taken by nearly every statement.
         """
         member, transaction = self.member, self.member.transaction
+        member.start()  # nobody begins to look meanwhile
         if (
             not self._asks_for_name((part,))
             and member.turn.take(member)
@@ -325,6 +330,7 @@ class JoinedSession:
             transaction.unit = not transaction.open
             self._operate(self._passing(raw, part))
             return True
+        member.busy = False
         return False
 
     def _passing(self, raw: bytes, part: Statement) -> Steps:

