@@ -22,7 +22,7 @@ from .protocol.greeting import Greetings, wanted_settings
 from .protocol.reports import error_report
 from .sessions.doomed import DoomedSession
 from .sessions.joined import JoinedSession
-from .sessions.peeking import PeekSession, why_not
+from .sessions.peeking import CloneLookSession, PeekSession, why_not
 from .sessions.relayed import RelayedSession
 from .sessions.wider import WiderSession
 
@@ -73,7 +73,6 @@ class Gateway:
         self._scopes: Final = scopes
         self._greetings = Greetings(greeter)
         self._outer: OuterTransaction | None = None
-        self._looked_at: OuterTransaction | None = None
         self._moving = threading.Lock()
         self._clients: dict[Client, _Session | None] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -88,13 +87,6 @@ class Gateway:
             if self._outer is None or self._outer.conninfo != conninfo:
                 self._outer = OuterTransaction(conninfo, reads_only=True)
             return self._outer
-
-    def _look_at(self, database: Mapping[str, str]) -> OuterTransaction:
-        """Give what reads a test's own database, and what is committed there."""
-        with self._moving:
-            if self._looked_at is None or self._looked_at.conninfo != database:
-                self._looked_at = OuterTransaction(database, reads_only=True)
-            return self._looked_at
 
     def obstacle(self) -> str:
         """Tell why nobody can look at the running test just now; empty where one can."""
@@ -128,14 +120,14 @@ class Gateway:
 
         Their databases are copied or dropped next.
         """
-        for outer in (self._outer, self._looked_at):
-            if outer is not None:
-                outer.reset()
-                outer.close()
+        outer = self._outer
+        if outer is not None:
+            outer.reset()
+            outer.close()
         for client, session in list(self._clients.items()):
             if client.sending:
                 client.cut_off()  # it takes nothing of what it has asked for
-            if isinstance(session, RelayedSession):
+            if isinstance(session, (RelayedSession, CloneLookSession)):
                 session.end()
 
     def end_clients(self) -> None:
@@ -156,9 +148,8 @@ class Gateway:
             self._dismiss(client, _RUN_HAS_ENDED)
         for thread in list(self._threads):
             thread.join(_PATIENCE)
-        for outer in (self._outer, self._looked_at):
-            if outer is not None:
-                outer.close()
+        if self._outer is not None:
+            self._outer.close()
 
     def forget_in_fork(self) -> None:
         """Leave the clients to the parent."""
@@ -233,7 +224,7 @@ class Gateway:
         if client.only_looks:
             if isinstance(lead, OuterTransaction):
                 return PeekSession(client, lead, still_leads)
-            return JoinedSession(client, self._look_at(lead), still_leads)
+            return CloneLookSession(client, lead, still_leads)
         if isinstance(lead, OuterTransaction):
             outside = leading is None and not widens
             return JoinedSession(client, lead, still_leads, outside=outside)

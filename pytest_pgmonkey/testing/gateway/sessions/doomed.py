@@ -21,7 +21,7 @@ _ENDED: Final = wire.failure(
     "current transaction is aborted: the test in which it began has ended, and with it what the "
     "transaction had done",
 )
-_SYNC, _TERMINATE, _STATEMENT = b"SXS"
+_SYNC, _TERMINATE, _FLUSH, _STATEMENT = b"SXHS"
 
 
 class DoomedSession:
@@ -53,6 +53,8 @@ class DoomedSession:
         if message.kind == _SYNC:
             client.skips = False
             self._tell_ready()
+        elif message.kind == _FLUSH:
+            client.flush()
         elif not client.skips:
             answer = self._answers().get(message.kind)
             if answer is not None:

@@ -308,6 +308,7 @@ class JoinedSession:
         is_open = bool(self.member.open or self._begun)
         client.widens = not self.member.failed and writes_in_block(parts, is_open=is_open)
         if client.widens:
+            client.begun = self.member.transaction.modes or self._begun
             client.put_back(*messages)
         return client.widens
 

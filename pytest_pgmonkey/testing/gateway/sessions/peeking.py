@@ -14,6 +14,7 @@ from psycopg import pq
 
 from ....errors import SandboxError
 from ...sandbox.core.member import Member
+from ...sandbox.core.outer import OuterTransaction
 from ...sandbox.core.refusals import no_two_phase
 from ...sandbox.core.statements import CONTROL
 from ...sandbox.core.turns import Turn
@@ -21,16 +22,15 @@ from ...sql.lexer import Verb
 from .joined import JoinedSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from ...sandbox.core.backend import Backend
-    from ...sandbox.core.outer import OuterTransaction
     from ...sql.lexer import Statement
     from ..protocol.client import Client
 
     Steps = Generator[Any, Any, Any]
 
-__all__ = ["PeekSession", "why_not"]
+__all__ = ["CloneLookSession", "PeekSession", "why_not"]
 
 _PATIENCE: Final = 0.2  # seconds for a statement of the test's
 _AGAIN: Final = 0.005
@@ -59,6 +59,7 @@ class Look:
         self._can_be_cancelled = False
         self._is_framed = False
         self._before: tuple[Any, ...] = ()
+        self.status: int = _STATUS.IDLE
         with outer.joining:
             self._backend: Final[Backend] = outer.backend
             if self._backend.look is not None:
@@ -78,6 +79,7 @@ class Look:
         if not obstacle:
             backend.run_blocking()
             obstacle = _hindrance(backend)
+            self.status = backend.pgconn.transaction_status
         if obstacle:
             raise SandboxError(f"the test's data cannot be read now: {obstacle}")
         # What the end of a look would undo with it is the test's.
@@ -252,6 +254,36 @@ def _only_reads(part: Statement) -> bool:
     copies = part.words[:1] == ("COPY",)
     reads = part.verb in (Verb.QUERY, *CONTROL) or copies
     return reads and not _EFFECTS.search(part.text)
+
+
+class CloneLookSession(JoinedSession):
+    """What a client works in that only looks at a test's own database.
+
+    `database` are libpq's keywords of it.
+    """
+
+    def __init__(
+        self, client: Client, database: Mapping[str, str], still_leads: Callable[[], bool]
+    ) -> None:
+        self._own: Final = OuterTransaction(database, reads_only=True)
+        super().__init__(client, self._own, still_leads)
+
+    def _operate(self, steps: Steps) -> bool:
+        succeeded = super()._operate(steps)
+        if not (self.member.open or self._backend.dead):
+            # Else its locks would be in the way of the test.
+            self._backend.undo_frame()
+            self._backend.run_blocking()
+        return succeeded
+
+    def end(self) -> None:
+        """End the session from another thread: its database is dropped next."""
+        self._own.reset()
+        self._own.close()
+
+    def close(self) -> None:
+        super().close()
+        self._own.close()
 
 
 class _NoTurn(Turn):

@@ -88,6 +88,9 @@ class SessionUser(Protocol):
 class Look(Protocol):
     """A look at the test's data from outside, while nobody in the test does anything."""
 
+    status: int
+    """The transaction status of the session when it began."""
+
     @property
     def is_ours(self) -> bool:
         """Whether it is the running thread that looks."""
@@ -202,6 +205,17 @@ class Backend:
     def behind(self) -> bool:
         """Whether answers must be collected before the next command."""
         return self._posted is not None
+
+    @property
+    def status(self) -> int:
+        """The transaction status of the session, as whoever does not look sees it."""
+        while True:
+            look = self.look
+            status: int = self.pgconn.transaction_status
+            if look is not None and not look.is_ours:
+                return look.status
+            if look is self.look:
+                return status
 
     @property
     def is_running(self) -> bool:

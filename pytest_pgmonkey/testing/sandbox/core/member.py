@@ -19,7 +19,7 @@ from .backend import Client, Level
 from .handover import change_hands
 from .places import Peer
 from .refusals import explain
-from .settings import WrongSettingError, untouched
+from .settings import UNKNOWN, WrongSettingError, untouched
 from .transaction import VirtualTransaction
 from .turns import current_task
 
@@ -163,7 +163,7 @@ class Member:
         if self.returned or self.backend.dead:
             return _STATUS.UNKNOWN
         if self.turn.holder is self and not self.backend.behind:
-            real: pq.TransactionStatus = _STATUSES[self.backend.pgconn.transaction_status]
+            real: pq.TransactionStatus = _STATUSES[self.backend.status]
             if real == _STATUS.ACTIVE or self.transaction.open:
                 return real
             return _STATUS.IDLE
@@ -462,6 +462,8 @@ class Member:
         transaction = self.transaction
         transaction.in_pipeline = False
         self._aside = transaction.snapshot()
+        if transaction.has_local_settings:
+            self.backend.settings_of = UNKNOWN  # they are for nobody else
         transaction.suspended = transaction.open
         # In the test it has written nothing yet, and need not keep the turn.
         transaction.writes, transaction.surely_reads, transaction.has_modes = False, True, False
@@ -473,6 +475,8 @@ class Member:
         if self._aside is not None:
             self.transaction.restore(self._aside)
             self._aside = None
+            if self.transaction.has_local_settings and self.backend.settings_of is UNKNOWN:
+                self.backend.settings_of = self.transaction.session
         else:
             self.transaction.unit = False
             self.transaction.close()

@@ -110,6 +110,11 @@ class VirtualTransaction:
         for name, value in state.items():
             setattr(self, name, value)
 
+    @property
+    def has_local_settings(self) -> bool:
+        """Whether SET LOCAL has set something."""
+        return bool(self._local)
+
     def pin(self) -> None:
         """Keep the turn to the end of the transaction: its savepoints cannot be interleaved."""
         self.writes = True

@@ -269,8 +269,9 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
                 member.backend.unsettled = True
                 raise
             finally:
-                member.busy = False
-                if self.pgconn.transaction_status not in _IN_BLOCK:
+                if self.pgconn.transaction_status in _IN_BLOCK:
+                    member.busy = False
+                else:
                     member.after()
         planned = plan(member, gen)
         if planned is None:
@@ -363,8 +364,9 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
                 member.backend.unsettled = True
                 raise
             finally:
-                member.busy = False
-                if self.pgconn.transaction_status not in _IN_BLOCK:
+                if self.pgconn.transaction_status in _IN_BLOCK:
+                    member.busy = False
+                else:
                     member.after()
         planned = plan(member, gen)
         if planned is None:
