@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _QUERY, _SYNC, _FLUSH, _COPY_DATA = b"QSHd"
 # What a server answers, as far as it is not passed on as it is.
-_PASSED_ON: Final = b"DTtn2IsHWcdV"
+_PASSED_ON: Final = b"DTtn2IHWcdV"
 _READY, _PARSED, _COMPLETE, _ERROR, _NOTICE, _STATUS, _COPY_IN, _SUSPENDED = b"Z1CENSGs"
 _NOTIFICATION: Final = ord("A")
 _OF_COPY: Final = frozenset(b"dcfHS")

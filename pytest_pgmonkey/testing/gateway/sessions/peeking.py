@@ -38,7 +38,9 @@ _STATUS: Final = pq.TransactionStatus
 _READS: Final = b"BEGIN READ ONLY"
 # Neither is undone by ROLLBACK TO, or a read-only transaction does it all the same.
 _EFFECTS: Final = re.compile(
-    r"\b(pg_(try_)?advisory_\w+|txid_current|pg_current_xact_id|pg_logical_emit_message)\s*\(", re.I
+    r"\b(pg_(try_)?advisory_\w+|txid_current|pg_current_xact_id|pg_logical_emit_message)"
+    r'"?\s*(/\*.*?\*/\s*)*\(',
+    re.IGNORECASE | re.DOTALL,
 )
 _ALONE: Final = "send BEGIN, COMMIT and ROLLBACK by themselves: a look at a test has none of them"
 _NOT_HERE: Final = "{} is not for a look at a test, which only reads"
@@ -216,6 +218,16 @@ class PeekSession(JoinedSession):
             if not _only_reads(part):
                 raise SandboxError(_NOT_HERE.format(part.words[0] if part.words else "that"))
         yield from super().get_ready(parts)
+
+    def _at_once(self, raw: bytes, part: Statement) -> bool:  # noqa: ARG002
+        return False  # nothing begins before the look does
+
+    def _query(self, raw: bytes, parts: tuple[Statement, ...], text: str) -> Steps:
+        if len(parts) == 1 and parts[0].words[:2] == ("DEALLOCATE", "ALL"):
+            self._client.statements.clear()  # the test's own stay
+            self.tag(b"DEALLOCATE ALL")
+        else:
+            yield from super()._query(raw, parts, text)
 
     def _operate(self, steps: Steps) -> bool:
         try:

@@ -93,7 +93,13 @@ class WiderSession(JoinedSession):
         yield from ()
 
     def _is_dealt_with(self, parts: tuple[Statement, ...], *_: Message) -> bool:
-        """Refuse what follows the transaction's end in the same message, if it could write."""
+        """Refuse what follows the transaction's end in the same message, if it could write.
+
+        And everything while another scope is open inside.
+        """
+        if parts and not (self._outer.in_test or self._outer.is_innermost(self.scope)):
+            self._client.out += wire.failure("57P03", _NOT_INNERMOST)
+            return True
         ends = [i for i, part in enumerate(parts) if part.verb in (Verb.COMMIT, Verb.ROLLBACK)]
         if not ends or self._outer.in_test:
             return False
@@ -117,8 +123,6 @@ class WiderSession(JoinedSession):
         transaction.suspended = True  # nothing is left to be committed
 
     def get_ready(self, parts: tuple[Statement, ...]) -> Steps:
-        if not (self._outer.in_test or self._outer.is_innermost(self.scope)):
-            raise SandboxError(_NOT_INNERMOST)
         left = self.member.transaction.leftovers
         for part in parts:
             undoes = part.verb is Verb.SAVEPOINT and part.words[0] != "SAVEPOINT"
@@ -149,6 +153,7 @@ class WiderSession(JoinedSession):
             return True
         self.member.must_stop = True
         self.cancel()
+        self._client.cut_off()  # where it takes nothing of what it has asked for
         held = self.lock.acquire(timeout=_AFTER_CANCEL)
         self.member.must_stop = False
         return held

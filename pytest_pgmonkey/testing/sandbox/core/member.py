@@ -127,7 +127,7 @@ class Member:
         self.keeper: Keeper | None = None
         self.must_stop = False
         """Whether what it is in the middle of must end: a test begins or ends."""
-        self._aside: dict[str, Any] | None = None
+        self._aside: list[tuple[int, dict[str, Any]]] = []
         self.thread = 0
         self.task: asyncio.Task[object] | None = None
 
@@ -461,7 +461,7 @@ class Member:
         """Let others work in what the open transaction has written, until `undone`."""
         transaction = self.transaction
         transaction.in_pipeline = False
-        self._aside = transaction.snapshot()
+        self._aside.append((len(self.backend.frames), transaction.snapshot()))
         if transaction.has_local_settings:
             self.backend.settings_of = UNKNOWN  # they are for nobody else
         transaction.suspended = transaction.open
@@ -472,16 +472,21 @@ class Member:
 
     def undone(self) -> None:
         """Forget what was rolled back with the test around it."""
-        if self._aside is not None:
-            self.transaction.restore(self._aside)
-            self._aside = None
-            if self.transaction.has_local_settings and self.backend.settings_of is UNKNOWN:
-                self.backend.settings_of = self.transaction.session
-        else:
+        if not self.come_back():
             self.transaction.unit = False
             self.transaction.close()
         self.steady = self.yielding = False
         self.turn.leave(self)
+
+    def come_back(self) -> bool:
+        """Go on as before it stood aside, where what came inside is over; gives whether it did."""
+        is_back, depth = False, len(self.backend.frames)
+        while self._aside and self._aside[-1][0] >= depth:
+            self.transaction.restore(self._aside.pop()[1])
+            is_back = True
+        if is_back and self.transaction.has_local_settings and self.backend.settings_of is UNKNOWN:
+            self.backend.settings_of = self.transaction.session
+        return is_back
 
     def end(self, because: str) -> None:
         """Refuse every further operation."""

@@ -347,6 +347,7 @@ class OuterTransaction:
             while scope in self._scopes:
                 scope.member.backend.end_look()
                 self._close_innermost(self._scopes.pop())
+            self.close_left()
 
     def _close_innermost(self, scope: Scope[Any]) -> None:
         scope.lost = True
@@ -357,7 +358,8 @@ class OuterTransaction:
         backend.undo_frame()
         if self._scopes:
             backend.pop_frame()
-            self._scopes[-1].member.undone()
+            for outer in self._scopes:
+                outer.member.come_back()
 
     def close(self) -> None:
         """End the session with the server."""
