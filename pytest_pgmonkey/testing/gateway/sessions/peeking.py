@@ -61,7 +61,7 @@ class Look:
         self._can_be_cancelled = False
         self._is_framed = False
         self._before: tuple[Any, ...] = ()
-        self.status: int = _STATUS.IDLE
+        self.status: int | None = None
         with outer.joining:
             self._backend: Final[Backend] = outer.backend
             if self._backend.look is not None:

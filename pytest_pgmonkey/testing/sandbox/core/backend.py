@@ -88,8 +88,8 @@ class SessionUser(Protocol):
 class Look(Protocol):
     """A look at the test's data from outside, while nobody in the test does anything."""
 
-    status: int
-    """The transaction status of the session when it began."""
+    status: int | None
+    """The transaction status of the session before; `None` as long as it is what it was."""
 
     @property
     def is_ours(self) -> bool:
@@ -212,7 +212,7 @@ class Backend:
         while True:
             look = self.look
             status: int = self.pgconn.transaction_status
-            if look is not None and not look.is_ours:
+            if look is not None and look.status is not None and not look.is_ours:
                 return look.status
             if look is self.look:
                 return status
