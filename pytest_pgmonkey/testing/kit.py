@@ -73,7 +73,7 @@ class Kit:
         stop_run: Callable[[str], None],
         worker: Worker | None = None,
         *,
-        clones_wanted: Callable[[], bool] = bool,
+        clones_wanted: Callable[[], bool] = lambda: False,
         entrance: Entrance | None = None,
     ) -> None:
         self._options = options

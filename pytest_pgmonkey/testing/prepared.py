@@ -58,7 +58,7 @@ class Preparation:
         recipe: Recipe | None,
         extensions: tuple[str, ...],
         interception: Interception,
-        led: Callable[[], None] = lambda: None,
+        led: Callable[[], None],
     ) -> None:
         self.server: Final = server
         self._steps = steps

@@ -42,7 +42,7 @@ class Looker(Raw):
     """A client that looks, by simple queries or by extended ones."""
 
     def __init__(self, dsn: str) -> None:
-        self.socket = RawClient(conninfo_to_dict(dsn))  # type: ignore[arg-type]
+        self.socket = RawClient(conninfo_to_dict(dsn))
         self.socket.start()
         self.status = b"I"
 

@@ -101,9 +101,9 @@ class Process:
         tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         with psycopg.connect(self.database.dsn, autocommit=True) as conn:
             if query:
-                return conn.execute(query).fetchall()  # type: ignore[arg-type]
-            found: list[Any] = conn.execute(f"{tables} ORDER BY 1").fetchall()  # type: ignore[arg-type]
-            return found + [conn.execute(f"SELECT * FROM {t}").fetchall() for t in ("t", "late")]  # type: ignore[arg-type]
+                return conn.execute(query).fetchall()
+            found: list[Any] = conn.execute(f"{tables} ORDER BY 1").fetchall()
+            return found + [conn.execute(f"SELECT * FROM {t}").fetchall() for t in ("t", "late")]
 
     @contextmanager
     def waiting(self, seconds: float) -> Iterator[None]:

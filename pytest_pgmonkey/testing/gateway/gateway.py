@@ -90,16 +90,19 @@ class Gateway:
 
     def obstacle(self) -> str:
         """Tell why nobody can look at the running test just now; empty where one can."""
-        leading = self._leading()
-        if leading is None:
+        lead = self._lead()
+        if lead is None:
             return _NO_TEST
-        lead = leading.leads_to
         return why_not(lead) if isinstance(lead, OuterTransaction) else ""
+
+    def _lead(self) -> OuterTransaction | Mapping[str, str] | None:
+        """Give what clients join now, `None` where no test runs and nothing is being prepared."""
+        leading = self._leading()
+        return None if leading is None else leading.leads_to
 
     def _current(self) -> str:
         """Give the name of the running test's own database, if it has one."""
-        leading = self._leading()
-        lead = None if leading is None else leading.leads_to
+        lead = self._lead()
         return "" if lead is None or isinstance(lead, OuterTransaction) else lead["dbname"]
 
     def conninfo(self, purpose: Purpose) -> dict[str, str]:
@@ -160,9 +163,7 @@ class Gateway:
 
     def accept(self, sock: socket.socket) -> None:
         """Serve a client in a thread of its own."""
-        purpose = self.entrance.purpose_of(sock)
-        client = Client(sock, ClientStatements(), ends_with_test=purpose is not Purpose.SESSION)
-        client.only_looks = purpose is Purpose.PEEK
+        client = Client(sock, ClientStatements(), self.entrance.purpose_of(sock))
         self._clients[client] = None
         thread = threading.Thread(
             target=self._run, args=(client, peer_process(sock)), name="pgmonkey-client", daemon=True
@@ -311,8 +312,7 @@ class Gateway:
 
     def _pid(self, otherwise: int) -> int:
         """Give the process that the server's own views know a client of now by."""
-        leading = self._leading()
-        lead = None if leading is None else leading.leads_to
+        lead = self._lead()
         return lead.backend.backend_pid if isinstance(lead, OuterTransaction) else otherwise
 
 

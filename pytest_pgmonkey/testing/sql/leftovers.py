@@ -18,7 +18,7 @@ class Leftovers:
     A framework for tests may keep one open over many tests, and undo each by a savepoint.
     """
 
-    __slots__ = ("_savepoints", "may_be_there", "used_savepoints")
+    __slots__ = ("_savepoints", "_used_savepoints", "may_be_there")
 
     def __init__(self) -> None:
         self.clear()
@@ -26,14 +26,17 @@ class Leftovers:
     def clear(self) -> None:
         """Begin anew."""
         self.may_be_there = False
-        self.used_savepoints = False
+        self._used_savepoints = False
         # Those that stand, each with whether anything was left when it was made.
         self._savepoints: list[tuple[str, bool]] = []
 
-    @property
-    def is_nothing(self) -> bool:
-        """Whether nothing is left, and no savepoint stands."""
-        return not (self.may_be_there or self._savepoints)
+    def can_go_on(self, *, is_carried: bool) -> bool:
+        """Whether nothing is lost if the transaction goes on elsewhere.
+
+        One that has only read does not, unless it came from elsewhere itself.
+        """
+        is_nothing = not (self.may_be_there or self._savepoints)
+        return is_nothing and (self._used_savepoints or is_carried)
 
     @property
     def depth(self) -> int:
@@ -56,7 +59,7 @@ class Leftovers:
         if part.verb is not Verb.SAVEPOINT:
             self.may_be_there = True
             return
-        self.used_savepoints = True
+        self._used_savepoints = True
         if part.words[0] == "SAVEPOINT":
             self._savepoints.append((_name(part), self.may_be_there))
             return

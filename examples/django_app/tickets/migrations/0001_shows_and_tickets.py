@@ -1,4 +1,3 @@
-# ruff: noqa: RUF012 - Django's own form
 import django.db.models.deletion
 from django.db import migrations, models
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF012 - Django's own form
 from django.db import migrations, models
 
 

@@ -54,8 +54,7 @@ class Listener:
         self._closed = False
         self._porter = _PorterProcess(choose_directories(None)[-1], patience)
         self.directory = self._porter.directory
-        self._ports = {str(port): Purpose(i) for i, port in enumerate(porter.PORTS)}
-        self._by_tcp: dict[Purpose, int] = {}
+        self._by_tcp: list[int] = []
         self._opening = threading.Lock()
         self._control = socket.socket(socket.AF_UNIX)
         self._thread = threading.Thread(target=self._serve, name="pgmonkey-gateway", daemon=True)
@@ -79,17 +78,15 @@ class Listener:
         Anybody on this machine can connect to it.
         """
         with self._opening:
-            if not self._by_tcp:
-                for number, port in enumerate(self._porter.ask("listen_by_tcp")):
-                    self._by_tcp[Purpose(number)] = port
-                    self._ports[str(port)] = Purpose(number)
+            self._by_tcp = self._by_tcp or self._porter.ask("listen_by_tcp")
         return self._by_tcp[purpose]
 
     def purpose_of(self, sock: socket.socket) -> Purpose:
         """Tell what a client has come for."""
         name = sock.getsockname()
-        port = str(name[1]) if sock.family == socket.AF_INET else name.rpartition(".")[2]
-        return self._ports[port]
+        if sock.family == socket.AF_INET:
+            return Purpose(self._by_tcp.index(name[1]))
+        return Purpose(porter.PORTS.index(int(name.rpartition(".")[2])))
 
     def close(self) -> None:
         """Accept nobody any more, and remove the directory; a second call does nothing."""

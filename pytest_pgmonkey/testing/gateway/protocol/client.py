@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from ...addresses.purpose import Purpose
 from ...sandbox.core.places import Peer
 from . import wire
 from .wire import Message, ProtocolViolation
@@ -28,12 +29,12 @@ class Client:
     Where it is gone, or takes nothing any more, it is `dead`, and what is sent goes nowhere.
     """
 
-    def __init__(
-        self, sock: socket.socket, statements: ClientStatements, *, ends_with_test: bool
-    ) -> None:
+    def __init__(self, sock: socket.socket, statements: ClientStatements, purpose: Purpose) -> None:
         self._socket: Final = sock
-        self.ends_with_test: Final = ends_with_test
+        self.ends_with_test: Final = purpose is not Purpose.SESSION
         """Whether it is sent away with the running test."""
+        self.only_looks: Final = purpose is Purpose.PEEK
+        """Whether it may write nothing, in whatever test."""
         self.has_password: Final = sock.family != socket.AF_UNIX
         """Whether it must say the password: who uses a Unix socket is known to be the user."""
         self._data = b""
@@ -63,8 +64,6 @@ class Client:
         """The BEGIN of a transaction that goes on in its next session."""
         self.widens = False
         """Whether that transaction writes, outside of a test."""
-        self.only_looks = False
-        """Whether it may write nothing, in whatever test."""
         self.doomed = False
         """Whether it is in a transaction that has ended with its test."""
         self.dead = False

@@ -278,8 +278,7 @@ class JoinedSession:
     def _goes_on(self) -> bool:
         """Whether the open transaction goes on where the client leads next: nothing is lost."""
         left = self.member.transaction.leftovers
-        is_used = self._is_carried or left.used_savepoints
-        return self._outside or (is_used and left.is_nothing)
+        return self._outside or left.can_go_on(is_carried=self._is_carried)
 
     # Simple queries
 

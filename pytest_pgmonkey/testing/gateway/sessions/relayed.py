@@ -287,9 +287,8 @@ class RelayedSession:
             if kind == _READY:
                 self._unanswered -= 1
                 client.status = piece[5]
-                used = self._is_carried or self._left.used_savepoints
-                goes_on = piece[5] == _OPEN and used and self._left.is_nothing
-                client.begun = self._begun if goes_on else b""
+                goes_on = self._left.can_go_on(is_carried=self._is_carried)
+                client.begun = self._begun if goes_on and piece[5] == _OPEN else b""
                 self._drop_unparsed()
                 self._parsing.popleft()
                 if self._changed and client.status == _IDLE and not self._unanswered:
