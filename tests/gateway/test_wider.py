@@ -8,7 +8,9 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -17,7 +19,7 @@ import psycopg2
 import pytest
 import sqlalchemy
 from helpers.four_types import ALL, block, execute
-from helpers.waiting import wait_until
+from helpers.waiting import PATIENCE, wait_until
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
@@ -101,9 +103,9 @@ class Process:
         tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         with psycopg.connect(self.database.dsn, autocommit=True) as conn:
             if query:
-                return conn.execute(query).fetchall()
-            found: list[Any] = conn.execute(f"{tables} ORDER BY 1").fetchall()
-            return found + [conn.execute(f"SELECT * FROM {t}").fetchall() for t in ("t", "late")]
+                return conn.execute(query).fetchall()  # type: ignore[arg-type]
+            found: list[Any] = conn.execute(f"{tables} ORDER BY 1").fetchall()  # type: ignore[arg-type]
+            return found + [conn.execute(f"SELECT * FROM {t}").fetchall() for t in ("t", "late")]  # type: ignore[arg-type]
 
     @contextmanager
     def waiting(self, seconds: float) -> Iterator[None]:
@@ -860,6 +862,71 @@ def test_the_modes_of_a_transaction(process):
 # Settings, and what else belongs to a transaction or a session
 
 
+SETS = ["SET a.b = 'mine'", "SELECT set_config('a.b', 'mine', false)", "SET LOCAL a.b = 'mine'"]
+
+
+@pytest.mark.parametrize("query", SETS)
+def test_settings_from_before_the_first_write(process, query):
+    """They are made in the transaction, and hold in it as before the write."""
+    client = process.raw()
+    client.open(query, INSERT.format(1))
+    assert client.ask("SHOW a.b") == [("mine",)]
+    client.ask("ROLLBACK")
+
+
+SURVIVES = pytest.mark.xfail(strict=True, reason="SET before the first write survives the ROLLBACK")
+
+
+@pytest.mark.parametrize("query", [pytest.param(SETS[0], marks=SURVIVES), *SETS[1:]])
+def test_settings_from_before_the_first_write_that_are_rolled_back(process, query):
+    """They are gone with the transaction in which they were made."""
+    client = process.raw()
+    client.open(query, INSERT.format(1))
+    client.ask("ROLLBACK")
+    assert client.ask("SELECT current_setting('a.b', true)")[0][0] in (None, "")
+
+
+def test_settings_of_a_transaction_that_has_only_read(process):
+    """They go on with it in the test, and are kept where it is committed."""
+    client = process.raw()
+    client.open("SET search_path = pg_catalog")
+    with process.test():
+        assert client.ask("SHOW search_path") == [("pg_catalog",)]
+        client.ask("COMMIT")
+        assert client.ask("SHOW search_path") == [("pg_catalog",)]
+    assert client.ask("SHOW search_path") == [("pg_catalog",)]
+
+
+@pytest.mark.parametrize("how", ["SET", "SET LOCAL"])
+def test_settings_across_tests(process, how):
+    """They last as long as the transaction; local ones are in force for nobody in tests."""
+    client = process.raw()
+    client.open(INSERT.format(1), f"{how} a.b = 'mine'")
+    in_tests = "mine" if how == "SET" else ""
+    for n in range(3):
+        with process.test() as test:
+            (found,) = test.execute("SELECT current_setting('a.b', true)").fetchone()
+            assert found in (None, "")
+            assert client.ask("SHOW a.b") == [(in_tests,)], n
+            client.ask("SET a.b = 'of a test'")
+        assert client.ask("SHOW a.b") == [("mine",)]
+    client.ask("ROLLBACK")
+    assert client.ask("SELECT current_setting('a.b', true)")[0][0] in (None, "")
+    with process.test():
+        assert client.ask("SELECT current_setting('a.b', true)")[0][0] in (None, "")
+
+
+def test_what_is_local_to_the_transaction(process):
+    """What is local to the transaction limits nobody in the tests."""
+    client = process.raw()
+    client.open(INSERT.format(1), "SET LOCAL search_path = nowhere")
+    for _ in range(2):
+        with process.test() as test, process.kit.handles.make("normal") as conn:
+            assert numbers(test) == numbers(conn) == [1]
+    refuses(client, TAKEN, "42P01")
+    client.ask("ROLLBACK")
+
+
 def test_the_search_path_of_a_tenant(process):
     """What `SET` has chosen before the first write decides where the rows go."""
     client = process.raw()
@@ -1470,7 +1537,229 @@ class Progress:
         self._shared[16:24] = struct.pack("Q", 1)
 
 
+def test_a_writer_in_another_process_that_never_stops(process, tmp_path):
+    """No test sees a row of another's, each sees all that was written before it."""
+    progress = Progress(tmp_path / "progress")
+    command = [sys.executable, "-c", HAMMER, process.dsn, str(tmp_path / "progress"), "200000"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kept: set[int] = set()
+    undone: set[int] = set()
+    outside, looked = 1, 0
+    try:
+        assert progress.passes(20, child)
+        for _ in range(60):
+            kept.update(range(outside, progress.answered + 1))
+            process.kit.begin("rollback")
+            inside = progress.sent + 1
+            with process.waiting(0.02), suppress(psycopg.OperationalError):
+                found = set(numbers(PGMonkey(process.kit)))  # where the client has not the turn
+                assert kept <= found
+                assert not undone & found
+                looked += 1
+            assert progress.passes(inside, child)
+            undone.update(range(inside, progress.answered + 1))
+            failures, _ = process.kit.end()
+            assert failures == []
+            outside = progress.sent + 1
+            assert progress.passes(outside, child)
+        assert child.poll() is None
+    finally:
+        progress.stop()
+        told, problems = child.communicate(timeout=PATIENCE)
+    assert (told, problems) == ("done\n", "")
+    assert looked > 5
+    assert kept
+    assert undone
+
+
+class Visitor:
+    """Comes, begins, writes, looks and goes, again and again, in a thread."""
+
+    def __init__(self, process: Process, number: int) -> None:
+        self.wrote = 0
+        self.problems: list[Any] = []
+        self._process = process
+        self._number = number
+        self._stop = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        turn = 0
+        while not self._stop.is_set() and not self.problems:
+            turn += 1
+            conn = psycopg.connect(self._process.dsn, autocommit=True)
+            try:
+                self._visit(conn, turn)
+            except psycopg.Error as error:
+                # Another has the turn or is inside of this one, or a test has begun or ended.
+                if error.sqlstate not in ("55P03", "25P02", "57P01", "57P03", "57014"):
+                    self.problems.append(error)
+            except BaseException as error:
+                self.problems.append(error)
+            finally:
+                conn.close()
+
+    def _visit(self, conn: psycopg.Connection[Any], turn: int) -> None:
+        conn.execute("BEGIN")
+        row = self._number + 10 * turn
+        conn.execute(INSERT.format(row))
+        assert row in numbers(conn)
+        self.wrote += 1
+        if turn % 3:
+            conn.execute("ROLLBACK" if turn % 2 else "COMMIT")
+
+
+def written_since(before: int, visitors: list[Visitor]) -> bool:
+    return sum(visitor.wrote for visitor in visitors) > before
+
+
+def read_repeatedly(process: Process) -> tuple[int, ...]:
+    """Give what a transaction of a test sees, which has the session to itself."""
+    with process.kit.handles.make("normal") as conn:
+        conn.execute(INSERT.format(0))
+        first = numbers(conn)
+        for _ in range(5):
+            assert numbers(conn) == first
+        return tuple(first)
+
+
+def test_clients_that_come_and_go_while_tests_run(process):
+    """What a test reads is the same all the time, and nothing of theirs is left in the end."""
+    seen: set[tuple[int, ...]] = set()
+    with process.waiting(0.2):
+        visitors = [Visitor(process, n) for n in (1, 2, 3)]
+        for visitor in visitors:
+            visitor.thread.start()
+        try:
+            for _ in range(40):
+                before = sum(visitor.wrote for visitor in visitors)
+                assert wait_until(partial(written_since, before, visitors))
+                process.kit.begin("rollback")
+                try:
+                    with suppress(psycopg.OperationalError):  # a wait for a visitor was in vain
+                        seen.add(read_repeatedly(process))
+                finally:
+                    failures, _ = process.kit.end()
+                assert all("was still waiting" in failure for failure in failures)
+        finally:
+            for visitor in visitors:
+                visitor.stop()
+    assert [problem for visitor in visitors for problem in visitor.problems] == []
+    assert all(found[0] == 0 for found in seen)
+    assert len(seen) > 1
+
+
 # In runs of pytest
+
+
+def test_whole_runs(project, run):
+    """Fixtures of session, module and class scope; a clone is refused in between, by one line."""
+    project.makeconftest(
+        """
+        import psycopg, pytest
+
+        @pytest.fixture(scope="session")
+        def session_client(pgmonkey_dsn, pgmonkey_database):
+            with psycopg.connect(pgmonkey_dsn) as conn:
+                conn.execute("INSERT INTO item (name) VALUES ('session')")
+                yield conn
+                conn.rollback()
+        """
+    )
+    project.makepyfile(
+        """
+        import psycopg, pytest
+        from app import add, names
+        from psycopg import errors
+
+        def of(conn):
+            return [x for x, in conn.execute("SELECT name FROM item ORDER BY name")]
+
+        @pytest.fixture(scope="module")
+        def module_client(session_client, pgmonkey_dsn):
+            with psycopg.connect(pgmonkey_dsn, autocommit=True) as conn:
+                conn.execute("BEGIN")
+                conn.execute("INSERT INTO item (name) VALUES ('module')")
+                yield conn
+                conn.execute("ROLLBACK")
+
+        class TestClass:
+            @pytest.fixture(scope="class", autouse=True)
+            def data(self, module_client, pgmonkey_url):
+                with psycopg.connect(pgmonkey_url, autocommit=True) as conn:
+                    conn.execute("BEGIN")
+                    conn.execute("SAVEPOINT s1")
+                    conn.execute("INSERT INTO item (name) VALUES ('class')")
+                    conn.execute("RELEASE SAVEPOINT s1")
+                    TestClass.conn = conn
+                    yield
+                    conn.execute("ROLLBACK")
+
+            @pytest.mark.parametrize("n", range(3))
+            def test_sees_all(self, pgmonkey, n):
+                assert names() == of(self.conn) == ["class", "module", "session"]
+                add("handle")
+                assert of(self.conn) == ["class", "handle", "module", "session"]
+                with self.conn.transaction(force_rollback=True):
+                    self.conn.execute("DELETE FROM item")
+                for end in ("COMMIT", "ROLLBACK"):
+                    with pytest.raises(errors.CannotConnectNow, match="none of them can end it"):
+                        self.conn.execute(end)
+
+            @pytest.mark.asyncio
+            async def test_async(self, pgmonkey_async_pool):
+                async with pgmonkey_async_pool as conn:
+                    cursor = await conn.execute("SELECT count(*) FROM item")
+                    assert await cursor.fetchone() == (3,)
+
+            @pytest.mark.pgmonkey(isolation="clone")
+            def test_cloned(self, pgmonkey):
+                raise AssertionError("it does not get here")
+
+        def test_after_the_class(module_client, session_client, pgmonkey):
+            assert of(module_client) == of(session_client) == names() == ["module", "session"]
+
+        @pytest.fixture
+        def in_teardown(module_client):
+            yield
+            with pytest.raises(errors.CannotConnectNow):
+                module_client.execute("ROLLBACK")
+
+        def test_teardown(pgmonkey, in_teardown):
+            pass
+
+        @pytest.mark.parametrize("n", range(2))
+        def test_module_and_class_fixtures_of_ours(module_client, pgmonkey_module, pgmonkey, n):
+            if not n:
+                pgmonkey_module  # asked for first here
+            assert names() == ["module", "session"]
+        """,
+        test_other="""
+        import pytest
+        from app import names
+
+        def test_another_module(session_client, pgmonkey):
+            assert names() == ["session"]
+        """,
+        test_zz_without="""
+        import pytest
+        from app import names
+
+        @pytest.mark.pgmonkey
+        def test_the_session_s_is_still_open():
+            assert names() == ["session"]
+        """,
+    )
+    result = run("-v")
+    result.assert_outcomes(passed=10, errors=1)
+    result.stdout.fnmatch_lines(["pgmonkey: a client has written in a transaction that it began*"])
+    text = result.stdout.str()
+    assert text.count("a clone does not have that data") <= 2  # the line, and the summary
+    assert "Traceback" not in text
 
 
 def test_a_connection_from_before_any_test(project, run):

@@ -170,35 +170,13 @@ def why_not(outer: OuterTransaction) -> str:
     return ""
 
 
-class PeekSession(JoinedSession):
-    """What a client works in that only looks; each of its statements is a look of its own."""
+class _LookingSession(JoinedSession):
+    """What a client works in that only looks; each of its statements is a look of its own.
 
-    def __init__(
-        self, client: Client, outer: OuterTransaction, still_leads: Callable[[], bool]
-    ) -> None:
-        super().__init__(client, outer, still_leads)
-        self._outer: Final = outer
-        self._in_block = False
-        self._look: Look | None = None
-        # It takes no turn.
-        self._session: Final = self.member.transaction.session
-        self.member.turn = _NoTurn(self.member)
+    So are those of a transaction block, or its locks would be in the way of the test.
+    """
 
-    def _join(self, outer: OuterTransaction) -> Member:
-        # It is none of the members, who would end the look of somebody else.
-        return Member(outer.backend, self._client.origin, self._client.settings)
-
-    @property
-    def is_over(self) -> bool:
-        return not self._still_leads() or self._outer.backend is not self._backend
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-    def cancel(self) -> None:
-        look = self._look
-        if look is not None:
-            look.cancel()
+    _in_block = False
 
     def script(self, parts: tuple[Statement, ...], text: str) -> Steps:  # noqa: ARG002
         if len(parts) != 1:
@@ -221,6 +199,40 @@ class PeekSession(JoinedSession):
 
     def _at_once(self, raw: bytes, part: Statement) -> bool:  # noqa: ARG002
         return False  # nothing begins before the look does
+
+    def _tell_ready(self) -> None:
+        self._exchange.tell_changed()
+        self._client.tell_ready(ord("T" if self._in_block else "I"))
+
+
+class PeekSession(_LookingSession):
+    """A look at what the test has written in its open transaction."""
+
+    def __init__(
+        self, client: Client, outer: OuterTransaction, still_leads: Callable[[], bool]
+    ) -> None:
+        super().__init__(client, outer, still_leads)
+        self._outer: Final = outer
+        self._look: Look | None = None
+        # It takes no turn.
+        self._session: Final = self.member.transaction.session
+        self.member.turn = _NoTurn(self.member)
+
+    def _join(self, outer: OuterTransaction) -> Member:
+        # It is none of the members, who would end the look of somebody else.
+        return Member(outer.backend, self._client.origin, self._client.settings)
+
+    @property
+    def is_over(self) -> bool:
+        return not self._still_leads() or self._outer.backend is not self._backend
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def cancel(self) -> None:
+        look = self._look
+        if look is not None:
+            look.cancel()
 
     def _query(self, raw: bytes, parts: tuple[Statement, ...], text: str) -> Steps:
         if len(parts) == 1 and parts[0].words[:2] == ("DEALLOCATE", "ALL"):
@@ -254,25 +266,9 @@ class PeekSession(JoinedSession):
         look.allow_cancel()
         yield from steps
 
-    def _tell_ready(self) -> None:
-        self._exchange.tell_changed()
-        self._client.tell_ready(ord("T" if self._in_block else "I"))
 
-
-def _only_reads(part: Statement) -> bool:
-    """Whether a statement has no effect that stays, as far as its text tells."""
-    if part.verb is Verb.SET:
-        return "transaction_read_only" not in part.settings
-    copies = part.words[:1] == ("COPY",)
-    reads = part.verb in (Verb.QUERY, *CONTROL) or copies
-    return reads and not _EFFECTS.search(part.text)
-
-
-class CloneLookSession(JoinedSession):
-    """What a client works in that only looks at a test's own database.
-
-    `database` are libpq's keywords of it.
-    """
+class CloneLookSession(_LookingSession):
+    """A look at a test's own database. `database` are libpq's keywords of it."""
 
     def __init__(
         self, client: Client, database: Mapping[str, str], still_leads: Callable[[], bool]
@@ -282,8 +278,7 @@ class CloneLookSession(JoinedSession):
 
     def _operate(self, steps: Steps) -> bool:
         succeeded = super()._operate(steps)
-        if not (self.member.open or self._backend.dead):
-            # Else its locks would be in the way of the test.
+        if not self._backend.dead:
             self._backend.undo_frame()
             self._backend.run_blocking()
         return succeeded
@@ -307,3 +302,12 @@ class _NoTurn(Turn):
 
     def leave(self, member: object) -> None: ...
     def offer(self, member: object) -> None: ...
+
+
+def _only_reads(part: Statement) -> bool:
+    """Whether a statement has no effect that stays, as far as its text tells."""
+    if part.verb is Verb.SET:
+        return "transaction_read_only" not in part.settings
+    copies = part.words[:1] == ("COPY",)
+    reads = part.verb in (Verb.QUERY, *CONTROL) or copies
+    return reads and not _EFFECTS.search(part.text)
