@@ -30,7 +30,7 @@ from .rollback import RollbackIsolation
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from psycopg import Connection
@@ -56,8 +56,8 @@ _NOT_IN_A_CLONE: Final = (
 class Kit:
     """What the fixtures of one process share; made at their first use.
 
-    Without `prepare()` it has a server alone. `clones_wanted` tells whether any test of the run
-    has isolation clone. Clients may come in at `entrance` before any test.
+    Without `prepare()` it has a server alone. `isolations_wanted` gives those that the run's tests
+    ask for. Clients may come in at `entrance` before any test.
     """
 
     # There once the database is prepared, for which every fixture asks first.
@@ -73,14 +73,14 @@ class Kit:
         stop_run: Callable[[str], None],
         worker: Worker | None = None,
         *,
-        clones_wanted: Callable[[], bool] = lambda: False,
+        isolations_wanted: Callable[[], Collection[str]] = tuple,
         entrance: Entrance | None = None,
     ) -> None:
         self._options = options
         self._interception = interception
         self._stop_run = stop_run
         self._worker = worker
-        self._clones_wanted = clones_wanted
+        self._isolations_wanted = isolations_wanted
         self._entrance = entrance
         # A client may start the server from a thread of its own.
         self._starting = threading.Lock()
@@ -91,6 +91,11 @@ class Kit:
         self._keeping: Keeping | None = None
         self._gateway: Gateway | None = None
         self._depth = 0
+        self.may_clone = False
+        """Whether the test that began last is in rollback isolation and could be in a clone."""
+        self._may_move = False
+        self.has_moved = False
+        """Whether the test that began last is in a clone although it did not ask for one."""
         self.files = ConfigFiles()
         self._ends = ExitStack()
         self._ends.callback(self.files.remove)
@@ -229,8 +234,7 @@ class Kit:
         """Give a connection whose work the tests of a scope see, until the block ends."""
         with self._between:
             self._end_sessions()
-            if self._clones_wanted():
-                self._clones.make_template()  # while nobody is connected to the database
+            self._prepare_for_clones()
             scope = self._rollback.open_scope()
         try:
             yield scope.connection
@@ -247,34 +251,63 @@ class Kit:
             if self._depth or self._database is None or self._interception.leading is not None:
                 return None
             self._end_sessions()
-            if self._clones_wanted():
-                self._clones.make_template()
+            self._prepare_for_clones()
             return self._rollback.widen(make)
+
+    def _prepare_for_clones(self) -> None:
+        """Make their template, if they may be wanted, while nobody has written to the database."""
+        wanted = self._isolations_wanted()
+        if "clone" in wanted or ("auto" in wanted and self._makes_clones):
+            self._clones.make_template()
+
+    @property
+    def _makes_clones(self) -> bool:
+        """Whether it makes them unasked: never of a database that is not its own."""
+        return self._database is not None and not self._database.is_existing
 
     def leave(self, scope: Scope[Any]) -> None:
         """Close such a scope, at the end of the test where one runs."""
         with self._between:
             self._rollback.leave(scope, in_test=bool(self._depth))
 
-    def begin(self, isolation: str) -> None:
-        """Begin a test; fixtures may do so several times, the first one counts."""
-        with self._between:
-            self._begin(isolation)
+    def begin(self, isolation: str, needs_clone: bool = False) -> None:
+        """Begin a test; fixtures may do so several times, the first one counts.
 
-    def _begin(self, isolation: str) -> None:
-        if not self._depth:
-            self._end_sessions()
-            test: Isolation = self._rollback
-            if isolation == "clone":
-                self._rollback.check_server()
-                if self._rollback.has_wider:
-                    raise KitError(_NOT_IN_A_CLONE)
-                retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
-                test = CloneIsolation(self._clones, self.server, CloneConnector, retire)
-            test.begin()
-            self.isolation = test
-            self._interception.begin_test(test)
-        self._depth += 1
+        In isolation auto it is in a clone where it `needs_clone`, and where it can be.
+        """
+        with self._between:
+            if not self._depth:
+                self._begin(isolation, needs_clone=needs_clone)
+            self._depth += 1
+
+    def _begin(self, isolation: str, *, needs_clone: bool) -> None:
+        self._end_sessions()
+        could = self._makes_clones and not self._rollback.has_wider
+        self.has_moved = could and isolation == "auto" and needs_clone
+        is_cloned = isolation == "clone" or self.has_moved
+        self.may_clone = could and not is_cloned
+        self._may_move = self.may_clone and isolation == "auto"
+        test: Isolation = self._clone() if is_cloned else self._rollback
+        test.begin()
+        self._rollback.refusals.begin(moves=self._may_move)
+        self.isolation = test
+        self._interception.begin_test(test)
+
+    def _clone(self) -> CloneIsolation:
+        self._rollback.check_server()
+        if self._rollback.has_wider:
+            raise KitError(_NOT_IN_A_CLONE)
+        retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
+        return CloneIsolation(self._clones, self.server, CloneConnector, retire)
+
+    @property
+    def refusal(self) -> str:
+        """Why the test that began last is to be run in a clone; empty where it is not."""
+        return self._rollback.refusals.first if self._may_move else ""
+
+    def expect_test(self) -> None:
+        """Forget what is known of the last test."""
+        self.may_clone = self._may_move = self.has_moved = False
 
     def end(self) -> tuple[list[str], list[str]]:
         """End a test: undo it, and give its failures and what else its report should tell.
@@ -289,6 +322,7 @@ class Kit:
         if self._depth:
             return [], []
         self._interception.end_test()
+        self._rollback.refusals.moves = False  # what is between tests does not move
         self._end_sessions()
         test, self.isolation = self.isolation, self._rollback
         try:

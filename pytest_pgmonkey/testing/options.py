@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
-ISOLATIONS: Final = ("rollback", "clone")
+ISOLATIONS: Final = ("auto", "rollback", "clone")
 _LIBPQ: Final = {
     "PGHOST": "host",
     "PGPORT": "port",
@@ -113,7 +113,8 @@ OPTIONS: Final = (
         "choice",
         ("auto", "existing", "scratch"),
     ),
-    Option("isolation", "rollback", "how tests are isolated", "choice", ISOLATIONS),
+    Option("isolation", "auto", "how tests are isolated", "choice", ISOLATIONS),
+    Option("confirm", False, "run a test that fails in rollback isolation in a clone, too", "flag"),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
     Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
@@ -136,6 +137,7 @@ class Options:
     schema: tuple[str, ...]
     database: str
     isolation: str
+    confirm: bool
     types: tuple[str, ...]
     keep: str
     rootdir: Path
@@ -145,6 +147,12 @@ class Options:
 
     def __init__(self, **values: Any) -> None:
         vars(self).update(values)
+
+    @property
+    def expects_existing(self) -> bool:
+        """Whether tests run in a database as it is, unless a fixture has a schema for them."""
+        new = self.database == "scratch" or self.schema or self.extensions
+        return self.config is not None and not new
 
 
 def resolve(

@@ -154,6 +154,11 @@ class Database:
         self._server = preparation.server
         self.name: Final = preparation.name
 
+    @property
+    def is_existing(self) -> bool:
+        """Whether it is the server's own, in which nothing is ever committed."""
+        return self._preparation.is_existing
+
     def __repr__(self) -> str:
         return f"<Database {self.name!r} on {self._server.description}>"
 

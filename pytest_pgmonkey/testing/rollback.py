@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .gateway.sessions.wider import WiderSession
     from .sandbox.core.outer import OuterTransaction, Scope
+    from .sandbox.core.refusals import Refusals
 
 __all__ = ["RollbackIsolation"]
 
@@ -71,6 +72,11 @@ class RollbackIsolation:
             return self._database
         limit = max(1, round(self._wait_timeout * 1000))
         return {**self._database, "options": f"{options} -c lock_timeout={limit}".lstrip()}
+
+    @property
+    def refusals(self) -> Refusals:
+        """What the test was refused that a clone would serve."""
+        return self._sandbox.refusals
 
     @property
     def leads_to(self) -> OuterTransaction:

@@ -13,6 +13,7 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy
+from helpers import refused
 from helpers.waiting import PATIENCE
 from psycopg_pool import ConnectionPool
 
@@ -394,6 +395,33 @@ def test_the_isolation_level_of_a_first_transaction(stage):
         assert state in ("25001", "0A000")
         assert 'isolation="clone"' in text
         assert numbers(conn) == [1]
+
+
+@pytest.mark.parametrize("protocol", ["simple", "extended"])
+def test_what_counts_as_refused(stage, protocol):
+    """What a clone would serve, in whichever process the client is; a look at the test is none."""
+    refusals = stage.rollback.refusals
+    with stage.test():
+        client = RawClient(stage.conninfo())
+        client.start()
+        for queries, counts in ((refused.COUNTS, True), (refused.COUNTS_NOT, False)):
+            for query in queries:
+                refusals.begin(moves=False)
+                if protocol == "simple":
+                    client.ask(raw.query(query))
+                else:
+                    for part in query.split("; "):
+                        client.ask(raw.run(part) + SYNC)
+                client.ask(raw.query("ROLLBACK"))
+                assert bool(refusals.first) == counts, query
+        client.close()
+        looker = RawClient(stage.gateway.conninfo(Purpose.PEEK))
+        looker.start()
+        refusals.begin(moves=False)
+        looker.ask(raw.query("PREPARE TRANSACTION 'x'"))
+        assert not refusals.first
+        looker.close()
+        stage.rollback.leads_to.take_refusals()
 
 
 def test_two_phase_commits_are_refused(stage):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from helpers import refused
 from helpers.four_types import block, call, execute, value
 
 from pytest_pgmonkey import ConfigError, ConnectionType
@@ -578,6 +580,42 @@ async def test_advice(w: World) -> None:
         await execute(conn, "SELECT 1")
         with pytest.raises(psycopg.Error, match='isolation="clone"'):
             await execute(conn, "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+
+
+@sandboxed
+async def test_what_counts_as_refused(w: World) -> None:
+    """What a clone would serve, and nothing that fails there as well."""
+    refusals = w.twins.sandbox.refusals
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        for queries, counts in ((refused.COUNTS, True), (refused.COUNTS_NOT, False)):
+            for query in queries:
+                refusals.begin(moves=False)
+                with suppress(psycopg.Error):
+                    await execute(conn, query)
+                await call(conn.rollback())
+                assert bool(refusals.first) == counts, query
+    async with w.borrow() as conn:
+        for operation in (conn.notifies, lambda: conn.tpc_begin("x")):
+            refusals.begin(moves=False)
+            with pytest.raises(psycopg.NotSupportedError, match=r"isolation=.clone."):
+                await call(operation())
+            assert refusals.first
+            assert "isolation" not in refusals.first
+
+
+@sandboxed
+async def test_listen_where_a_refused_test_moves(w: World) -> None:
+    """It is refused only there: elsewhere many an application listens and waits for nothing."""
+    refusals = w.twins.sandbox.refusals
+    async with w.borrow(**AUTOCOMMIT) as conn:
+        await execute(conn, "LISTEN it")
+        refusals.begin(moves=True)
+        try:
+            with pytest.raises(psycopg.NotSupportedError, match="notifications"):
+                await execute(conn, "LISTEN it")
+            await execute(conn, "UNLISTEN it")
+        finally:
+            refusals.begin(moves=False)
 
 
 @sandboxed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from ...errors import PGMonkeyError
-from ..databases.commands import connect
+from ..databases.commands import connect, roll_back_prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,8 @@ __all__ = ["CloneError", "Clones"]
 _AHEAD: Final = 2
 # What has written has taken a transaction id: the next one to be given tells.
 _NEXT_XID: Final = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text"
+
+_HAS_PREPARED: Final = "SELECT FROM pg_catalog.pg_prepared_xacts WHERE database = %s LIMIT 1"
 
 
 class CloneError(PGMonkeyError):
@@ -70,10 +72,18 @@ class Clones:
         jobs = self._jobs
         if self._last_job is not None and not self._last_job.done():
             return object()  # our own jobs write, too
+        return self._watching().execute(_NEXT_XID).fetchone(), jobs
+
+    def _watching(self) -> psycopg.Connection[Any]:
         if self._watch is None or self._watch.closed:
             self._watch = connect(self._server.admin_conninfo())
-        row = self._watch.execute(_NEXT_XID).fetchone()
-        return row, jobs
+        return self._watch
+
+    def roll_back_prepared(self, name: str) -> None:
+        """End the two-phase commits that are open in a clone: their names are the server's."""
+        if self._watching().execute(_HAS_PREPARED, [name]).fetchone() is not None:
+            with connect(self._server.admin_conninfo(name)) as conn:
+                roll_back_prepared(conn)
 
     def give_back(self, name: str, *, clean: bool) -> None:
         """Keep a clone in which nothing was written for the next test; drop any other."""

@@ -156,6 +156,7 @@ class CloneIsolation:
             twin._end_all()
         try:
             self._clean = self._clones.mark() == self._before
+            self._clones.roll_back_prepared(self.name)
             if self._connection is not None:
                 self._connection.close()
         except psycopg.Error:

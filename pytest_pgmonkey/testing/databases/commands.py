@@ -88,6 +88,15 @@ def drop(conn: Connection[Any], name: str) -> None:
     conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def roll_back_prepared(conn: Connection[Any]) -> None:
+    """Roll back what two-phase commits have left in a database, which cannot be dropped else."""
+    for (gid,) in conn.execute(
+        "SELECT gid FROM pg_catalog.pg_prepared_xacts "
+        "WHERE database = pg_catalog.current_database()"
+    ).fetchall():
+        conn.execute(sql.SQL("ROLLBACK PREPARED {}").format(gid))
+
+
 def rename(conn: Connection[Any], name: str, new_name: str) -> None:
     """Rename a database after its sessions have been ended."""
     old, new = sql.Identifier(name), sql.Identifier(new_name)

@@ -40,3 +40,4 @@ from .lifecycle import (
     pytest_sessionstart,
     pytest_unconfigure,
 )
+from .second_runs import pytest_collection_finish

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -18,7 +18,11 @@ from .configure import INTERCEPTION, OPTIONS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CLONES_WANTED: Final = pytest.StashKey[bool]()
+ISOLATIONS_WANTED: Final = pytest.StashKey[Collection[str]]()
+MOVED: Final = pytest.StashKey[str]()
+"""Of a test in isolation auto that needs a clone: why."""
+CLONED: Final = pytest.StashKey[bool]()
+"""Of a test that is run in a clone whatever it asks for."""
 _MARKER: Final = "pgmonkey"
 _PREFIX: Final = "pgmonkey"
 _SHARED: Final = ("pgmonkey_module", "pgmonkey_class")
@@ -32,6 +36,10 @@ _BEGINNING: Final = (
     "pgmonkey_pool",
     "pgmonkey_async",
     "pgmonkey_async_pool",
+)
+_NO_DATA: Final = (
+    "{} shares uncommitted data, which a clone does not have: use it with isolation='rollback', "
+    "or make the data in the test"
 )
 _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 
@@ -58,7 +66,11 @@ def _wish_of(item: pytest.Item) -> _Wish:
         if problem := _marker_problem(marker):
             return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
     isolation = str(_marked(item, "isolation", item.config.stash[OPTIONS].isolation))
-    return _Wish(isolation, _shared_data_problem(item) if isolation == "clone" else "")
+    if isolation != "rollback" and (shared := shared_data_of(item)):
+        if isolation == "auto":
+            return _Wish("rollback")
+        return _Wish(isolation, _NO_DATA.format(shared))
+    return _Wish(isolation)
 
 
 def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
@@ -76,18 +88,13 @@ def _marker_problem(marker: pytest.Mark) -> str:
         return f"takes isolation= and types=, not {what}"
     isolation = marker.kwargs.get("isolation", "rollback")
     if isolation not in ISOLATIONS:
-        return f"isolation {isolation!r} is not one of rollback, clone"
+        return f"isolation {isolation!r} is not one of {', '.join(ISOLATIONS)}"
     return ""
 
 
-def _shared_data_problem(item: pytest.Item) -> str:
-    for name in getattr(item, "fixturenames", ()):
-        if name in _SHARED:
-            return (
-                f"{name} shares uncommitted data, which a clone does not have: use it with "
-                "isolation='rollback', or make the data in the test"
-            )
-    return ""
+def shared_data_of(item: pytest.Item) -> str:
+    """Give the fixture whose data a test shares with others, which no clone has; else nothing."""
+    return next((name for name in getattr(item, "fixturenames", ()) if name in _SHARED), "")
 
 
 # Which tests use the kit
@@ -121,7 +128,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     users = [item for item in items if uses_kit(item)]
     for item in users:
         _prepare_item(item)
-    config.stash[CLONES_WANTED] = any(item.stash[_WISH].isolation == "clone" for item in users)
+    config.stash[ISOLATIONS_WANTED] = {item.stash[_WISH].isolation for item in users}
     config.stash[INTERCEPTION].collected()
     options = config.stash[OPTIONS]
     if options.intercept == "auto" and not users and not options.given:
@@ -213,14 +220,18 @@ def is_async(function: Any) -> bool:
 
 _running: pytest.Item
 _isolation: str
+_needs_clone: bool
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    global _running, _isolation
+    global _running, _isolation, _needs_clone
     _running = item
+    _needs_clone = MOVED in item.stash
     # Decided at collection: this is paid for by every test.
     wish = item.stash.get(_WISH, None)
+    if CLONED in item.stash:
+        wish = _Wish("clone")
     if wish is None:  # It may ask by getfixturevalue().
         _isolation = item.config.stash[OPTIONS].isolation
         return
@@ -229,9 +240,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     _isolation = wish.isolation
 
 
-def isolation_of_running_test() -> str:
-    """Give the isolation that the test which is being set up asks for."""
-    return _isolation
+def isolation_of_running_test() -> tuple[str, bool]:
+    """Give the isolation that the test being set up asks for, and whether auto is to be clone."""
+    return _isolation, _needs_clone
 
 
 def current_request() -> pytest.FixtureRequest:

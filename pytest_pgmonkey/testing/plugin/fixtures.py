@@ -12,6 +12,7 @@ import pytest
 from .collection import current_request, is_async
 from .configure import OPTIONS
 from .lifecycle import begin, kit_of, prepare, settle, show_errors
+from .second_runs import watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,7 @@ def _pgmonkey_kit() -> Kit:
     # fixtures for each test anew, which costs as much as a statement.
     request = current_request()
     request.getfixturevalue("pgmonkey_database")
+    watch(request.config)
     return kit_of(request.config)
 
 

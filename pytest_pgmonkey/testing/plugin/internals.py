@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # Attributes of pytest's functions, by the method that sets them.
 _SET_BY: Final = {"__init__": "_fixtureinfo", "_initrequest": "_request"}
@@ -24,6 +24,8 @@ def unsupported() -> str:
     ]
     if "_fixturemanager" not in pytest.Session.__annotations__:
         moved.append("Session._fixturemanager")
+    if "_report_sections" not in _names_in(pytest.Item.__init__):
+        moved.append("Item._report_sections")
     fixtures = sys.modules.get("_pytest.fixtures")
     for owner, name in _IN_FIXTURES.items():
         if not hasattr(getattr(fixtures, owner, None), name):
@@ -52,6 +54,36 @@ def add_fixture(item: Any, name: str) -> None:
     known = item._fixtureinfo.name2fixturedefs
     if name not in known:
         known[name] = item.session._fixturemanager.getfixturedefs(name, item) or ()
+
+
+def renew(item: Any) -> Callable[[], None]:
+    """Let an item that has run be set up as if it had not; nothing of its report is left.
+
+    Gives what brings the report back.
+    """
+    sections, failures = list(item._report_sections), getattr(item, "_excinfo", None)
+
+    def restore() -> None:
+        item._report_sections[:] = sections
+        _set_failures(item, failures)
+
+    item._initrequest()
+    item._report_sections.clear()
+    _set_failures(item, None)
+    return restore
+
+
+def _set_failures(item: Any, failures: Any) -> None:
+    if failures is not None:
+        item._excinfo = failures
+    else:
+        item.__dict__.pop("_excinfo", None)  # of a unittest.TestCase, which adds to what it finds
+
+
+def failure_of(item: Any) -> BaseException | None:
+    """Give how a test of unittest has failed, whose errors are not raised."""
+    found = getattr(item, "_excinfo", None)
+    return found[-1].value if found else None
 
 
 def request_of(item: Any) -> pytest.FixtureRequest:

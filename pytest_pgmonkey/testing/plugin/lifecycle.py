@@ -17,7 +17,7 @@ import pytest
 
 from ... import sources
 from ...errors import PGMonkeyError, require_libpq
-from .collection import CLONES_WANTED, isolation_of_running_test, uses_kit
+from .collection import ISOLATIONS_WANTED, isolation_of_running_test, uses_kit
 from .configure import INTERCEPTION, OPTIONS, mentions_kit
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def kit_of(config: pytest.Config) -> Kit:
     return kit
 
 
+def kit_in_use(config: pytest.Config) -> Kit | None:
+    """Give the kit of this process, if there is one yet."""
+    return config.stash.get(_KIT, None)
+
+
 def _make_kit(config: pytest.Config) -> Kit:
     try:
         from ..kit import Kit
@@ -59,7 +64,7 @@ def _make_kit(config: pytest.Config) -> Kit:
         interception,
         partial(_stop, config),
         _worker(config),
-        clones_wanted=partial(config.stash.get, CLONES_WANTED, False),
+        isolations_wanted=partial(config.stash.get, ISOLATIONS_WANTED, ()),
         entrance=config.stash.get(ENTRANCE, None),
     )
     return kit
@@ -110,7 +115,7 @@ def _shown(error: Exception) -> BaseException:
 def begin(kit: Kit) -> None:
     """Begin a test in the isolation that it asks for."""
     try:
-        kit.begin(isolation_of_running_test())
+        kit.begin(*isolation_of_running_test())
     except Exception as error:
         raise _shown(error) from None
 
@@ -143,8 +148,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of which run it is; called in the controller."""
     from ..servers.server import RUN, new_run
+    from .memory import WORKER_INPUT, of_this_run
 
     node.workerinput[RUN] = node.config.stash.setdefault(_RUN, new_run())
+    node.workerinput[WORKER_INPUT] = of_this_run(node.config).known
 
 
 def _worker(config: pytest.Config) -> Worker | None:
@@ -207,7 +214,10 @@ def _header(options: Options) -> str:
         choice = choose(options)
     except PGMonkeyError as error:
         return f"pgmonkey: {error}"
-    return f"pgmonkey: {choice.description}, isolation={options.isolation} ({choice.why})"
+    isolation = options.isolation
+    if isolation == "auto" and options.expects_existing:
+        isolation = "rollback"  # of which no clone is made unasked
+    return f"pgmonkey: {choice.description}, isolation={isolation} ({choice.why})"
 
 
 def pytest_enter_pdb(config: pytest.Config) -> None:

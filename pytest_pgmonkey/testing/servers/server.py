@@ -42,6 +42,7 @@ THROWAWAY: Final = {
     "max_connections": "100",
     # A rolled-back test keeps its locks to its end.
     "max_locks_per_transaction": "256",
+    "max_prepared_transactions": "64",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
     "log_checkpoints": "off",

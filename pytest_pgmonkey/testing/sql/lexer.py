@@ -37,6 +37,7 @@ class Verb(Enum):
     PREPARE = auto()  # PREPARE name AS …
     DEALLOCATE = auto()
     DISCARD = auto()
+    LISTEN = auto()
     TWO_PHASE = auto()  # PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED
 
 
@@ -204,6 +205,7 @@ _SIMPLE_VERBS: Final = {
     "DECLARE": Verb.DECLARE,
     "DEALLOCATE": Verb.DEALLOCATE,
     "DISCARD": Verb.DISCARD,
+    "LISTEN": Verb.LISTEN,
 }
 # Not functions although a parenthesis follows, and functions that surely write nothing.
 _HARMLESS_CALLS: Final = frozenset(

@@ -8,8 +8,7 @@ import psycopg
 from psycopg import pq
 
 from ....errors import SandboxError
-from ...sandbox.core.refusals import RefusedError, advice
-from ...sandbox.core.turns import WaitRefusedError
+from ...sandbox.core.refusals import RefusedError, WaitRefusedError, explanation
 from . import wire
 
 if TYPE_CHECKING:
@@ -23,11 +22,17 @@ class AnsweredError(Exception):
         super().__init__(raw)
         self.fields = wire.fields_of(raw)
         self.offset = offset
+        self.hint = ""
 
     @property
     def sqlstate(self) -> str:
         """The error's code."""
         return self.fields.get("C", b"").decode()
+
+    @property
+    def text(self) -> str:
+        """The error's message."""
+        return self.fields.get("M", b"").decode(errors="replace")
 
 
 class ClientError(Exception):
@@ -41,16 +46,15 @@ class ClientError(Exception):
 def error_report(error: Exception, *, offset: int = 0, severity: str = "") -> bytes:
     """Give the ErrorResponse of an error; `offset` is added to where in the string it was."""
     if isinstance(error, AnsweredError):
-        fields, offset = error.fields, error.offset
+        fields, offset, hint = error.fields, error.offset, error.hint
     elif isinstance(error, psycopg.Error) and error.pgresult is not None:
-        fields = _result_fields(error.pgresult)
+        fields, hint = _result_fields(error.pgresult), explanation(error)
     else:
         return wire.failure(_sqlstate(error), str(error), severity or "ERROR")
     if offset and "P" in fields:
         fields = {**fields, "P": b"%d" % max(1, int(fields["P"]) + offset)}
     if severity:
         fields = {**fields, **dict.fromkeys("SV", severity.encode())}
-    hint = advice(fields.get("C", b"").decode())
     if hint:
         fields = {**fields, "H": b"\n".join(filter(None, [fields.get("H"), hint.encode()]))}
     return wire.report(b"E", fields)

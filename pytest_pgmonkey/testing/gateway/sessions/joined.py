@@ -264,6 +264,7 @@ class JoinedSession:
         if isinstance(error, psycopg.Error):
             self.member.explain(error)
         elif isinstance(error, AnsweredError):
+            error.hint = self.member.advise(error.sqlstate, error.text)
             self._backend.expects_cancels |= error.sqlstate == "57014"
 
     def _tell_ready(self) -> None:

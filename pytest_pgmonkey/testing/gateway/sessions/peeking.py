@@ -61,6 +61,7 @@ class Look:
         self._can_be_cancelled = False
         self._is_framed = False
         self._before: tuple[Any, ...] = ()
+        self._refused = ""
         self.status: int | None = None
         with outer.joining:
             self._backend: Final[Backend] = outer.backend
@@ -86,6 +87,7 @@ class Look:
             raise SandboxError(f"the test's data cannot be read now: {obstacle}")
         # What the end of a look would undo with it is the test's.
         self._before = backend.advisory, backend.prepared, backend.stale_cursors
+        self._refused = backend.refusals.first
         backend.advisory, backend.prepared, backend.stale_cursors = False, False, set()
         self._is_framed = backend.is_begun
         if self._is_framed:
@@ -144,6 +146,7 @@ class Look:
             backend.advisory |= advisory
             backend.prepared |= prepared
             backend.stale_cursors |= stale_cursors
+            backend.refusals.first = self._refused
             self._end()
 
     def _end(self) -> None:

@@ -15,6 +15,7 @@ from ....errors import SandboxError
 from ...timeouts import NAMES, Timeouts
 from .draining import drain
 from .driver import error_from_result, execute, limited
+from .refusals import Refusals
 from .settings import UNKNOWN, Session
 from .turns import Turn
 
@@ -116,7 +117,13 @@ class Backend:
     before the next one. So a rollback costs no round trip.
     """
 
-    def __init__(self, conninfo: Mapping[str, str], *, reads_only: bool = False) -> None:
+    def __init__(
+        self,
+        conninfo: Mapping[str, str],
+        *,
+        reads_only: bool = False,
+        refusals: Refusals | None = None,
+    ) -> None:
         self._begin: Final = b"BEGIN READ ONLY" if reads_only else b"BEGIN"
         self.reads_only: Final = reads_only
         """Whether the outer transaction can write nothing, whatever is set in it."""
@@ -131,7 +138,8 @@ class Backend:
         self.forked = False
         self._posted: bytes | None = None
         self._backlog: list[bytes] = []
-        self.turn = Turn()
+        self.refusals: Final = refusals or Refusals()
+        self.turn = Turn(self.refusals)
         self.members: dict[Any, None] = {}
         self.look: Look | None = None
         self.abandoned: list[SessionUser] = []
@@ -535,7 +543,7 @@ class Backend:
         turn = self.turn
         if turn.displaced is None and (turn.holder is None or turn.holder.is_scope):
             return
-        self.turn = Turn()
+        self.turn = Turn(self.refusals)
         for member in self.members:
             member.turn = self.turn
 

@@ -18,7 +18,7 @@ from ...sql.lexer import Verb
 from .backend import Client, Level
 from .handover import change_hands
 from .places import Peer
-from .refusals import explain
+from .refusals import RefusedError, advice, explain
 from .settings import UNKNOWN, WrongSettingError, untouched
 from .transaction import VirtualTransaction
 from .turns import current_task
@@ -344,9 +344,24 @@ class Member:
 
     def explain(self, error: psycopg.Error) -> None:
         """Say more in an error that the surrounding transaction has caused."""
-        explain(error)
+        if isinstance(error, RefusedError):
+            self.refuse(error)
+        explain(error, self.advise(error.sqlstate, error.diag.message_primary or str(error)))
         if error.sqlstate == _CANCELED:
             self.backend.expects_cancels = True
+
+    def refuse(self, error: RefusedError) -> RefusedError:
+        """Take note of an error that tells of a refusal."""
+        self.backend.refusals.note(error.what)
+        return error
+
+    def advise(self, sqlstate: str | None, message: str) -> str:
+        """Give a line of advice on an error that the surrounding transaction has caused."""
+        transaction = self.transaction
+        line = advice(sqlstate, transaction.current, in_block=transaction.open)
+        if line:
+            self.backend.refusals.note(message)
+        return line
 
     def after(self) -> None:
         """Settle an operation: keep the turn, pass it on, and find out about escapes."""

@@ -13,6 +13,7 @@ from .backend import Backend
 from .draining import is_at_rest
 from .member import Member
 from .places import Peer
+from .refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,7 @@ class OuterTransaction:
         self.conninfo: Final = dict(conninfo)
         self.wait_timeout = wait_timeout
         self._reads_only = reads_only
+        self.refusals: Final = Refusals()
         self._backend: Backend | None = None
         self._opening = threading.Lock()
         # Nobody joins while a test is undone. Reentrant: a signal may ask for a connection.
@@ -65,10 +67,7 @@ class OuterTransaction:
 
     def take_refusals(self) -> list[str]:
         """Give, once, the waits that were refused: a thread of the application may hide them."""
-        if self._backend is None or not self._backend.turn.refusals:
-            return []
-        refusals, self._backend.turn.refusals = self._backend.turn.refusals, []
-        return refusals
+        return self.refusals.take_waits()
 
     @property
     def backend(self) -> Backend:
@@ -77,7 +76,9 @@ class OuterTransaction:
         if backend is None:
             with self._opening:
                 if self._backend is None:
-                    self._backend = Backend(self.conninfo, reads_only=self._reads_only)
+                    self._backend = Backend(
+                        self.conninfo, reads_only=self._reads_only, refusals=self.refusals
+                    )
                 backend = self._backend
         return backend
 

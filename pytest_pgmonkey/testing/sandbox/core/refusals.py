@@ -1,7 +1,11 @@
-"""What a rolled-back test cannot do, and what to do instead."""
+"""What a rolled-back test cannot do and a clone could, and what to do instead.
+
+Nothing else decides what counts as a refusal, whichever door it came through.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -21,6 +25,11 @@ _CLONE_ADVICE: Final = (
     "The test's transaction, which is rolled back at its end, is in the way: give this test "
     'real transactions with @pytest.mark.pgmonkey(isolation="clone").'
 )
+_MARK: Final = '; use @pytest.mark.pgmonkey(isolation="clone") for this test'
+_WAIT_ADVICE: Final = (
+    "Commit or leave that block first, or give the test real concurrent transactions with "
+    '@pytest.mark.pgmonkey(isolation="clone").'
+)
 _LOCKS_ADVICE: Final = (
     "A rolled-back test keeps each lock that it has taken to its end, those of dropped tables too: "
     'give it real transactions with @pytest.mark.pgmonkey(isolation="clone"), or raise '
@@ -32,20 +41,80 @@ _ADVICE: Final = {
 }
 
 
+# Where a transaction of the application's own is open, a clone objects as well.
+_IN_NO_BLOCK: Final = frozenset({"25001", "2D000"})
+_SETS: Final = re.compile(r"\s*SET\b", re.IGNORECASE)
+_MOVED_PATIENCE: Final = 0.5
+
+
 class RefusedError(SandboxError, psycopg.NotSupportedError):
     """A rolled-back test cannot do this; the message says what to do instead."""
 
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}{advice}")
+        self.what: Final = what
 
-def advice(sqlstate: str | None) -> str:
-    """Give a line of advice where the surrounding transaction is what PostgreSQL objects to."""
+
+class WaitRefusedError(SandboxError, psycopg.OperationalError):
+    """Waiting for another member's transaction cannot help, or took too long."""
+
+
+class Refusals:
+    """What a test was refused that a clone would serve."""
+
+    def __init__(self) -> None:
+        self.moves = False
+        """Whether a test that is refused anything runs again in a clone."""
+        self.first = ""
+        self._waits: list[str] = []
+
+    def begin(self, *, moves: bool) -> None:
+        """Begin a test: nothing was refused yet."""
+        self.moves, self.first = moves, ""
+
+    def note(self, what: str) -> None:
+        """Take note of one."""
+        self.first = self.first or what
+
+    def patience(self, timeout: float) -> float:
+        """Give the seconds of a wait: a test that moves need not wait for what a clone serves."""
+        if not self.moves:
+            return timeout
+        return 0.0 if self.first else min(timeout, _MOVED_PATIENCE)
+
+    def wait(self, what: str) -> WaitRefusedError:
+        """Give the error of a wait that is refused; a thread of the application may hide it."""
+        self.note(what)
+        message = f"{what}. {_WAIT_ADVICE}"
+        self._waits.append(message)
+        return WaitRefusedError(message)
+
+    def take_waits(self) -> list[str]:
+        """Give, once, the waits that were refused."""
+        waits, self._waits = self._waits, []
+        return waits
+
+
+def advice(sqlstate: str | None, statement: str, *, in_block: bool) -> str:
+    """Give a line of advice where the surrounding transaction is what PostgreSQL objects to.
+
+    `in_block` tells whether the application has begun one itself.
+    """
+    if in_block and sqlstate in _IN_NO_BLOCK and not _SETS.match(statement):
+        return ""
     return _ADVICE.get(sqlstate or "", "")
 
 
-def explain(error: psycopg.Error) -> None:
-    """Add the advice to an error."""
-    line = advice(error.sqlstate)
+def explain(error: psycopg.Error, line: str) -> None:
+    """Add a line of advice to an error."""
     if line and error.args and line not in str(error.args[0]):
         error.args = (f"{error.args[0]}\n{line}", *error.args[1:])
+
+
+def explanation(error: psycopg.Error) -> str:
+    """Give the line of advice that was added to an error, if any was."""
+    told = str(error.args[0]) if error.args else ""
+    return next((line for line in _ADVICE.values() if line in told), "")
 
 
 def no_block(part: Statement) -> psycopg.Error:
@@ -59,14 +128,12 @@ def no_block(part: Statement) -> psycopg.Error:
 def no_two_phase() -> RefusedError:
     """Refuse a two-phase commit."""
     return RefusedError(
-        "two-phase commit would end the transaction that the test is rolled back with; "
-        'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+        "two-phase commit would end the transaction that the test is rolled back with", _MARK
     )
 
 
 def no_notifies() -> RefusedError:
     """Refuse to wait for notifications."""
     return RefusedError(
-        "notifications are sent at a real commit, and a rolled-back test has none; "
-        'use @pytest.mark.pgmonkey(isolation="clone") for this test'
+        "notifications are sent at a real commit, and a rolled-back test has none", _MARK
     )

@@ -18,7 +18,7 @@ from ...sql.modes import Modes, transaction_modes
 from ...timeouts import with_shadows
 from .backend import UNDO, Level
 from .handover import read
-from .refusals import RefusedError
+from .refusals import RefusedError, no_notifies
 from .settings import Session, assignment, config_calls
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ class VirtualTransaction:
             self._touch(part.settings or ("role",))  # RESET ALL: something of the session
         elif verb is Verb.PREPARE:
             backend.prepared = True
+        elif verb is Verb.LISTEN and backend.refusals.moves:
+            raise no_notifies()
         if part.sets_config:
             yield from self._before_set_config(part, params)
 
@@ -303,8 +305,9 @@ class VirtualTransaction:
                 return
         raise RefusedError(
             f"isolation level {wanted.decode()} cannot be had here: the test's transaction "
-            "has already begun with another. Use it in the test's first transaction, or "
-            'give the test its own database with @pytest.mark.pgmonkey(isolation="clone").'
+            "has already begun with another",
+            ". Use it in the test's first transaction, or give the test its own database with "
+            '@pytest.mark.pgmonkey(isolation="clone").',
         )
 
     def commit(self) -> Steps:

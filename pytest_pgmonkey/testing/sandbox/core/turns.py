@@ -6,12 +6,11 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import psycopg
-
-from ....errors import SandboxError
+from .refusals import Refusals
 from .waiting import Queue
 
 if TYPE_CHECKING:
+    from .refusals import WaitRefusedError
     from .waiting import Waiter
 
 
@@ -34,10 +33,6 @@ class Holder(Protocol):
         """What it is in messages."""
 
 
-class WaitRefusedError(SandboxError, psycopg.OperationalError):
-    """Waiting for another member's transaction cannot help, or took too long."""
-
-
 def current_task() -> asyncio.Task[object] | None:
     """Give the running task of this thread, `None` outside an event loop."""
     # Ten times as fast as catching get_running_loop()'s RuntimeError, and paid per statement.
@@ -53,11 +48,11 @@ class Turn(Queue):
     asks the backend, and either goes on or gives the turn back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals | None = None) -> None:
         super().__init__()
         self.holder: Any = None
         self.displaced: Any = None
-        self.refusals: list[str] = []
+        self._refusals: Final = refusals or Refusals()
 
     def _take(self, token: Any) -> bool:
         holder = self.holder
@@ -143,7 +138,7 @@ class Turn(Queue):
 
     def renewed(self) -> Turn:
         """Give a turn with the same holder, of which those who were expelled know nothing."""
-        turn = Turn()
+        turn = Turn(self._refusals)
         turn.holder = self.holder
         if turn.holder is not None:
             turn.holder.turn = turn
@@ -156,12 +151,14 @@ class Turn(Queue):
     def wait(self, member: Holder, timeout: float) -> None:
         """Block this thread until the turn is had; raises WaitRefusedError."""
         self._refuse_deadlock(member, is_async=False)
+        timeout = self._refusals.patience(timeout)
         if not self.block(member, timeout):
             raise self._too_long(member, timeout)
 
     async def wait_async(self, member: Holder, timeout: float) -> None:
         """Suspend this task until the turn is had; raises WaitRefusedError."""
         self._refuse_deadlock(member, is_async=True)
+        timeout = self._refusals.patience(timeout)
         if not await self.suspend(member, timeout):
             raise self._too_long(member, timeout)
 
@@ -174,9 +171,9 @@ class Turn(Queue):
         # A blocked thread cannot run the holder's code; a task cannot run beside itself; and
         # code outside any task, further up on this thread's stack, waits for the loop to end.
         if not is_async or holder.task is None or holder.task is current_task():
-            raise self._refusal(
+            raise self._refusals.wait(
                 f"{member.name} needs the test's transaction, which {holder.name} holds with "
-                f"changes that are not committed; waiting here would never end. {_ADVICE}"
+                "changes that are not committed; waiting here would never end"
             )
 
     def _too_long(self, member: Holder, timeout: float) -> WaitRefusedError:
@@ -184,17 +181,7 @@ class Turn(Queue):
         by = "another"
         if holder is not None:
             by = holder.name.replace("the connection", "the one", 1)
-        return self._refusal(
+        return self._refusals.wait(
             f"{member.name} waited {timeout:g} s for {by}, whose transaction is open with "
-            f"changes that are not committed. {_ADVICE}"
+            "changes that are not committed"
         )
-
-    def _refusal(self, message: str) -> WaitRefusedError:
-        self.refusals.append(message)
-        return WaitRefusedError(message)
-
-
-_ADVICE: Final = (
-    "Commit or leave that block first, or give the test real concurrent transactions with "
-    '@pytest.mark.pgmonkey(isolation="clone").'
-)

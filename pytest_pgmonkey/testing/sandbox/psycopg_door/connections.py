@@ -125,7 +125,7 @@ class _Sandboxed(BaseConnection[Any]):
             super()._check_connection_ok()
 
     def _check_tpc(self) -> None:
-        raise no_two_phase()
+        raise self._member.refuse(no_two_phase())
 
     def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
         if self._member.status != _IDLE or self._num_transactions:
@@ -339,7 +339,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
             self._pipeline = None
 
     def notifies(self, **_kwargs: Any) -> Any:
-        raise no_notifies()
+        raise self._member.refuse(no_notifies())
 
 
 class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
@@ -450,7 +450,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
             self._pipeline = None
 
     def notifies(self, **_kwargs: Any) -> Any:
-        raise no_notifies()
+        raise self._member.refuse(no_notifies())
 
 
 for _operation in (_Sandboxed._commit_gen, _Sandboxed._rollback_gen):

@@ -266,8 +266,8 @@ def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> St
 
 def _no_control_in_pipelines() -> RefusedError:
     return RefusedError(
-        "a transaction command in SQL cannot be run in pipeline mode in a "
-        "rolled-back test; use commit(), rollback() or transaction()"
+        "a transaction command in SQL cannot be run in pipeline mode in a rolled-back test",
+        "; use commit(), rollback() or transaction()",
     )
 
 
@@ -309,7 +309,7 @@ def _run_script(
     if any(part.verb is Verb.TWO_PHASE for part in parts):
         raise no_two_phase()
     if not is_execute(gen):
-        raise RefusedError("a transaction command can only be run by execute() here")
+        raise RefusedError("a transaction command can only be run by execute()", " here")
     params = parameters(gen)
     if cursor.closed or (len(parts) > 1 and is_extended(cursor, gen)):
         return (yield from gen)  # which raises
