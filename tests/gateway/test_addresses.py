@@ -967,6 +967,7 @@ def test_a_report_shows_no_password(project, run):
         def test_is_refused(pgmonkey, conn):
             conn.execute("SELECT nothing")
 
+        @pytest.mark.pgmonkey(isolation="rollback")
         def test_waits(pgmonkey, conn):
             conn.execute("CREATE TABLE a ()")
             pgmonkey.execute("CREATE TABLE b ()")

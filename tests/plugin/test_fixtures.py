@@ -37,7 +37,7 @@ def test_no_configuration_at_all(pytester: pytest.Pytester, run: Callable[..., A
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
         [
-            "pgmonkey: PostgreSQL *, embedded (*), isolation=rollback*",
+            "pgmonkey: PostgreSQL *, embedded (*), isolation=auto*",
             "*test_sync?normal?*",
             "*test_sync?pool?*",
             "*test_async?async?*",
@@ -199,7 +199,7 @@ def test_types_by_option_and_marker(pytester: pytest.Pytester, run: Callable[...
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("isolation='none'", "*isolation 'none' is not one of rollback, clone*"),
+        ("isolation='none'", "*isolation 'none' is not one of auto, rollback, clone*"),
         ("isolated=True", "*takes isolation= and types=, not isolated*"),
         ("'rollback'", "*takes isolation= and types=, not a positional argument*"),
     ],

@@ -42,7 +42,7 @@ def test_nothing_given_gives_the_defaults() -> None:
     """Every option has its documented default."""
     options = decide()
     assert options.given == {}
-    assert (options.source, options.isolation, options.types) == ("auto", "rollback", ("native",))
+    assert (options.source, options.isolation, options.types) == ("auto", "auto", ("native",))
     assert options.wait_timeout == 5.0
 
 
@@ -62,7 +62,7 @@ def test_map_is_read() -> None:
     ("given", "message"),
     [
         ({"source": "docker"}, "'docker' is not one of auto, config, embedded, container"),
-        ({"isolation": "none"}, "'none' is not one of rollback, clone"),
+        ({"isolation": "none"}, "'none' is not one of auto, rollback, clone"),
         ({"types": "native,pool"}, "cannot be combined"),
         ({"types": "threads"}, "'threads' is not one of"),
         ({"types": ","}, "names no type"),

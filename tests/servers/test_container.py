@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from helpers import refused
 from helpers.pytest_runs import QUICK
 
 from pytest_pgmonkey import PGConnectionManager, kept_databases
@@ -469,8 +470,17 @@ class TestRuns:
         result = run("--pgmonkey-source=container")
         result.assert_outcomes(passed=8)
         result.stdout.fnmatch_lines(
-            [f"pgmonkey: container {IMAGE}, isolation=rollback (--pgmonkey-source)"]
+            [f"pgmonkey: container {IMAGE}, isolation=auto (--pgmonkey-source)"]
         )
+
+    def test_what_rollback_cannot_serve(
+        self, run: Callable[..., Any], pytester: pytest.Pytester, nothing_left: None
+    ) -> None:
+        """It runs in clones of a container's database, two-phase commits too."""
+        pytester.makepyfile(refused.MIXED)
+        result = run("-k", "test_what")
+        result.assert_outcomes(passed=refused.ALL)
+        assert f"pgmonkey: {refused.MOVED} tests ran in clones" in result.stdout.str()
 
     def test_workers_share_one(
         self, run: Callable[..., Any], pytester: pytest.Pytester, nothing_left: None
