@@ -49,7 +49,7 @@ class Memory:
 
     def recall(self, item: pytest.Item) -> str:
         """Give why a test needs a clone; empty where nothing is known of it."""
-        return self.known.get(_key(item), [""])[0]
+        return self.known.get(_key(item), [""])[0] if self.known else ""
 
     @staticmethod
     def attach(
