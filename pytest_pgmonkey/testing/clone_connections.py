@@ -2,49 +2,82 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg import pq
 
 from ..connecting import Connector
 from . import passage
-from .sandbox.psycopg_door.internals import DECLARE, STATEMENT, holds, query_text, read_operation
+from .sandbox.psycopg_door.internals import (
+    DECLARE,
+    STATEMENT,
+    end_of,
+    holds,
+    query_text,
+    read_operation,
+)
 from .sql.lexer import declaration, statements
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from psycopg.pq.abc import PGconn
+
     from ..connecting import AnyConnection, Steps
     from .sql.lexer import Statement
+
+_STATUS: Final = pq.TransactionStatus
 
 __all__ = ["AsyncCloneConnection", "CloneConnection", "CloneConnector"]
 
 
-class CloneConnection(psycopg.Connection[Any]):
+class _Past:
+    """What both kinds have for the record."""
+
+    pgconn: PGconn
+    _is_ours = False  # for as long as its statements are not the application's
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a transaction is open."""
+        return self.pgconn.transaction_status in (_STATUS.INTRANS, _STATUS.INERROR)
+
+
+class CloneConnection(_Past, psycopg.Connection[Any]):
     """A psycopg `Connection` to the database of the test."""
 
     __module__ = "pytest_pgmonkey"
-
-    _is_ours = False  # for as long as its statements are not the application's
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return super().wait(_past_the_passage(self, gen), *args, **kwargs)
 
 
-class AsyncCloneConnection(psycopg.AsyncConnection[Any]):
+class AsyncCloneConnection(_Past, psycopg.AsyncConnection[Any]):
     """A psycopg `AsyncConnection` to the database of the test."""
 
     __module__ = "pytest_pgmonkey"
-
-    _is_ours = False
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().wait(_past_the_passage(self, gen), *args, **kwargs)
 
 
 def _past_the_passage(conn: Any, gen: Any) -> Generator[Any, Any, Any]:
-    parts = () if conn._is_ours else _statements(conn, gen)
+    if conn._is_ours:
+        return gen  # type: ignore[no-any-return]
+    if word := end_of(gen):
+        return _ending(conn, gen, word)
+    parts = _statements(conn, gen)
     return passage.all_passing(parts, gen, gen)
+
+
+def _ending(conn: Any, gen: Any, word: str) -> Generator[Any, Any, Any]:
+    """Run a commit or a rollback, and tell of it where it has ended something."""
+    was_in_block = conn.in_block
+    result = yield from gen
+    if was_in_block:
+        passage.ended(conn, word)
+    return result
 
 
 def _statements(conn: Any, gen: Any) -> tuple[Statement, ...]:

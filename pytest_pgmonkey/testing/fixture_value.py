@@ -10,6 +10,7 @@ from psycopg.conninfo import make_conninfo
 from ..secrets import redact_text
 from .addresses.purpose import Purpose
 from .addresses.urls import url_of
+from .record.budgets import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +117,20 @@ class PGMonkey:
     @property
     def _by_tcp(self) -> dict[str, str]:
         return self._kit.gateway.conninfo_by_tcp(Purpose.TEST)
+
+    def assert_num_queries(self, number: int) -> Budget:
+        """Give a block in which exactly so many queries run, in sync and async code alike.
+
+        Queries of the application count, by whichever connection or client of the test: not BEGIN,
+        COMMIT, savepoints and SET, nor what drivers ask by themselves. `executemany()` and COPY
+        count once. Raises AssertionError at its end, with the statements by place; ValueError for
+        a number below 0.
+        """
+        return Budget(self._kit.record, number, exactly=True)
+
+    def assert_max_num_queries(self, number: int) -> Budget:
+        """Give a block in which at most so many queries run; see `assert_num_queries`."""
+        return Budget(self._kit.record, number, exactly=False)
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""

@@ -16,6 +16,7 @@ from ..connection_type import CONNECTION_TYPES
 from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
+from . import passage
 from .addresses.config_files import ConfigFiles
 from .addresses.purpose import Purpose
 from .clone_connections import CloneConnector
@@ -26,7 +27,9 @@ from .databases.schema import resolve_steps
 from .isolation import KitError, SpoiledError
 from .options import is_function, refuse_existing
 from .prepared import Database, Preparation
+from .record.record import Record
 from .rollback import RollbackIsolation
+from .sandbox.psycopg_door.internals import call_of
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ class Kit:
         self._keeping: Keeping | None = None
         self._gateway: Gateway | None = None
         self._depth = 0
+        self.record = Record(call_of)
         self.may_clone = False
         """Whether the test that began last is in rollback isolation and could be in a clone."""
         self._may_move = False
@@ -182,6 +186,8 @@ class Kit:
             server.conninfo(name), options.wait_timeout, preparation.remake, server.log
         )
         self._clones = Clones(server, name, self._rollback.close, preparation.pristine)
+        passage.recorder = self.record
+        self._ends.callback(self._record_no_more)
         self.handles = OwnHandles(server.config(name), self._interception)
         database = Database(preparation, self._rollback, self._clones.forget_template, self.files)
         for end in (self._rollback.close, self._clones.close):
@@ -289,6 +295,7 @@ class Kit:
         self._may_move = self.may_clone and isolation == "auto"
         test: Isolation = self._clone() if is_cloned else self._rollback
         test.begin()
+        self.record.begin()
         self._rollback.refusals.begin(moves=self._may_move)
         self.isolation = test
         self._interception.begin_test(test)
@@ -299,6 +306,11 @@ class Kit:
             raise KitError(_NOT_IN_A_CLONE)
         retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
         return CloneIsolation(self._clones, self.server, CloneConnector, retire)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the test that began last is run in a clone if it is refused anything."""
+        return self._may_move
 
     @property
     def refusal(self) -> str:
@@ -322,6 +334,7 @@ class Kit:
         if self._depth:
             return [], []
         self._interception.end_test()
+        self.record.end()
         self._rollback.refusals.moves = False  # what is between tests does not move
         self._end_sessions()
         test, self.isolation = self.isolation, self._rollback
@@ -348,6 +361,19 @@ class Kit:
             return self.gateway.obstacle() or f"the test's data: psql {quote(dsn)}"
         except PGMonkeyError as error:
             return str(error)
+
+    def timeline(self, width: int) -> str:
+        """Give the statements of the test that began last, for a report of this width."""
+        from .record.timeline import timeline
+
+        record, options = self.record, self._options
+        entries = list(record.since(0))
+        missing = record.number - len(entries)
+        return timeline(entries, record.began, missing, width, params=options.timeline_params)
+
+    def _record_no_more(self) -> None:
+        if passage.recorder is self.record:
+            passage.recorder = None
 
     def see(self, test: str, when: str, *, failed: bool) -> str:
         """Follow the phases of a test whose database may be kept; give what its report tells."""

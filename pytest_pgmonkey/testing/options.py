@@ -38,7 +38,7 @@ class OptionError(PGMonkeyError):
 class Option:
     """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`.
 
-    `kind` is `string`, `path`, `flag`, `choice`, `names`, `lines` or `seconds`.
+    `kind` is `string`, `path`, `flag`, `boolean`, `choice`, `names`, `lines` or `seconds`.
     """
 
     def __init__(
@@ -115,6 +115,14 @@ OPTIONS: Final = (
     ),
     Option("isolation", "auto", "how tests are isolated", "choice", ISOLATIONS),
     Option("confirm", False, "run a test that fails in rollback isolation in a clone, too", "flag"),
+    Option(
+        "timeline",
+        "failed",
+        "show a test's statements in its report",
+        "choice",
+        ("failed", "always", "never"),
+    ),
+    Option("timeline-params", True, "show their parameters there", "boolean"),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
     Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
@@ -138,6 +146,8 @@ class Options:
     database: str
     isolation: str
     confirm: bool
+    timeline: str
+    timeline_params: bool
     types: tuple[str, ...]
     keep: str
     rootdir: Path
@@ -196,7 +206,7 @@ def resolve(
 def _convert(option: Option, raw: Any, origin: str, base: Path) -> Any:
     if option.kind == "path":
         return base / Path(raw).expanduser()
-    if option.kind == "flag":
+    if option.kind in ("flag", "boolean"):
         return _boolean(raw, origin)
     if option.kind == "seconds":
         return _seconds(raw, origin)

@@ -1,11 +1,8 @@
-"""The place that every statement of a test passes before it runs, in either isolation.
-
-Nothing is recorded here yet.
-"""
+"""The place that every statement of a test passes before it runs, in either isolation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -15,9 +12,22 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, Any]
 
 
+class Recorder(Protocol):
+    """What notes the statements that pass."""
+
+    def passing(self, statement: Statement, operation: Any, run: Steps) -> Steps:
+        """Note a statement, and give what runs it."""
+
+    def note_end(self, source: Any, word: str) -> None:
+        """Note the end of a transaction by a driver's method: COMMIT or ROLLBACK."""
+
+
+recorder: Recorder | None = None
+
+
 def passing(
-    statement: Statement,  # noqa: ARG001 - what a record will be made of
-    operation: Any,  # noqa: ARG001
+    statement: Statement,
+    operation: Any,
     run: Steps,
 ) -> Steps:
     """See a statement that is about to run, and give the generator that runs it.
@@ -35,7 +45,7 @@ def passing(
     Only what the application wrote as SQL passes. What psycopg's methods send does not: BEGIN,
     COMMIT, ROLLBACK and savepoints, and a server-side cursor's FETCH, MOVE and CLOSE.
     """
-    return run
+    return run if recorder is None else recorder.passing(statement, operation, run)
 
 
 def all_passing(parts: Iterable[Statement], operation: Any, run: Steps) -> Steps:
@@ -43,3 +53,9 @@ def all_passing(parts: Iterable[Statement], operation: Any, run: Steps) -> Steps
     for part in parts:
         run = passing(part, operation, run)
     return run
+
+
+def ended(source: Any, word: str) -> None:
+    """Tell that a connection's method has ended its transaction: by COMMIT or ROLLBACK."""
+    if recorder is not None:
+        recorder.note_end(source, word)

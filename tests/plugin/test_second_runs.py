@@ -805,3 +805,89 @@ def test_a_kept_database_is_the_clone_s(
     (line,) = [line for line in result.stdout.lines if "pgmonkey kept --remove" in line]
     command = [sys.executable, "-m", "pytest_pgmonkey", *line.split()[1:]]
     assert pytester.run(*command).ret == 0
+
+
+WIDER = """
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def of_the_session():
+        print("\\nsession begins")
+        yield
+        print("\\nsession ends")
+
+    @pytest.fixture(scope="module")
+    def of_the_module(of_the_session):
+        print("\\nmodule begins")
+        yield
+        print("\\nmodule ends")
+
+    @pytest.fixture
+    def vacuums(pgmonkey):
+        yield
+        print("\\ntest ends")
+        pgmonkey.execute("VACUUM")
+
+    def test_last(of_the_module, vacuums):
+        pass
+"""
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_wider_fixtures_stay_where_a_teardown_is_refused(
+    pytester: pytest.Pytester, run: Run, swallows: bool
+) -> None:
+    """Also in the last test of a module and of the session, which ends them."""
+    text = WIDER
+    if swallows:
+        text = text.replace(
+            'pgmonkey.execute("VACUUM")',
+            'with __import__("contextlib").suppress(Exception): pgmonkey.execute("VACUUM")',
+        )
+    pytester.makepyfile(text)
+    result = run("-s")
+    result.assert_outcomes(passed=1)
+    told = [line for line in result.stdout.lines if line.endswith((" begins", " ends"))]
+    assert told == [
+        "session begins",
+        "module begins",
+        "test ends",
+        "test ends",
+        "module ends",
+        "session ends",
+    ]
+
+
+def test_a_teardown_that_fails_by_itself(pytester: pytest.Pytester, run: Run) -> None:
+    """It ends the wider fixtures as ever, and is reported once."""
+    pytester.makepyfile(WIDER.replace('pgmonkey.execute("VACUUM")', "assert 0, 'in the teardown'"))
+    result = run("-s")
+    result.assert_outcomes(passed=1, errors=1)
+    text = result.stdout.str()
+    assert text.count("E       AssertionError: in the teardown") == 1
+    assert "session ends" in text
+
+
+def test_nothing_of_the_first_run_is_kept_alive(pytester: pytest.Pytester, run: Run) -> None:
+    """A pool of one has its connection back, which the first run's error would hold."""
+    pytester.makepyfile(
+        """
+        import weakref
+        import pytest
+
+        class Resource:
+            free = True
+
+            def __init__(self):
+                assert Resource.free
+                Resource.free = False
+
+            def __del__(self):
+                Resource.free = True
+
+        def test_holds(pgmonkey):
+            resource = Resource()
+            pgmonkey.execute("VACUUM")
+        """
+    )
+    run().assert_outcomes(passed=1)

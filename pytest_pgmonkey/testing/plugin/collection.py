@@ -82,14 +82,23 @@ def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
 
 
 def _marker_problem(marker: pytest.Mark) -> str:
-    unknown = set(marker.kwargs) - {"isolation", "types"}
+    unknown = set(marker.kwargs) - {"isolation", "types", "max_queries"}
     if marker.args or unknown:
         what = ", ".join(sorted(unknown)) or "a positional argument"
-        return f"takes isolation= and types=, not {what}"
+        return f"takes isolation=, types= and max_queries=, not {what}"
+    budget = marker.kwargs.get("max_queries", 0)
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        return f"max_queries={budget!r} is no number of statements: give 0 or more"
     isolation = marker.kwargs.get("isolation", "rollback")
     if isolation not in ISOLATIONS:
         return f"isolation {isolation!r} is not one of {', '.join(ISOLATIONS)}"
     return ""
+
+
+def budget_of(item: pytest.Item) -> int | None:
+    """Give how many queries the call of a test may run, if its marker says so."""
+    budget: int | None = _marked(item, "max_queries", None)
+    return budget
 
 
 def shared_data_of(item: pytest.Item) -> str:

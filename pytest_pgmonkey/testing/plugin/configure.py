@@ -47,8 +47,9 @@ def configure(config: pytest.Config) -> None:
     """Install what `install` does where no conftest has been loaded, and refuse odd pytests."""
     config.addinivalue_line(
         "markers",
-        "pgmonkey(isolation='rollback', types='native'): give the test a PostgreSQL database "
-        "that is rolled back, without naming a fixture, or with other settings than the run's.",
+        "pgmonkey(isolation='auto', types='native', max_queries=None): give the test a PostgreSQL "
+        "database that is rolled back, without naming a fixture, or with other settings than the "
+        "run's, and at most so many queries.",
     )
     if INTERCEPTION not in config.stash:
         install(config, config.option)

@@ -13,6 +13,7 @@ from .collection import current_request, is_async
 from .configure import OPTIONS
 from .lifecycle import begin, kit_of, prepare, settle, show_errors
 from .second_runs import watch
+from .statements import tell_of_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ def _pgmonkey_kit() -> Kit:
     request = current_request()
     request.getfixturevalue("pgmonkey_database")
     watch(request.config)
+    tell_of_statements(request.config)
     return kit_of(request.config)
 
 

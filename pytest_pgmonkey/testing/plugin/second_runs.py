@@ -7,7 +7,8 @@ so other plugins see one test, and whoever owns the protocol of running one know
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal
+import traceback
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
@@ -16,6 +17,7 @@ from .collection import CLONED, ISOLATIONS_WANTED, MOVED, shared_data_of
 from .configure import OPTIONS
 from .lifecycle import kit_in_use
 from .memory import of_this_run
+from .statements import tell_of_statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -46,6 +48,7 @@ def watch(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.stash.get(ISOLATIONS_WANTED, ()):
         watch(session.config)
+        tell_of_statements(session.config)
 
 
 class _Run:
@@ -69,6 +72,11 @@ class _Run:
         """Why it is to be run in a clone; empty where it is not."""
         self.kit = self.kit or kit_in_use(self.item.config)
         return self.kit.refusal if self.kit is not None else ""
+
+    @property
+    def may_move(self) -> bool:
+        """Whether it would be run again if it were refused anything."""
+        return self.kit is not None and self.kit.may_move
 
     @property
     def may_clone(self) -> bool:
@@ -95,8 +103,8 @@ class _Run:
             self.item.ihook.pytest_runtest_teardown(item=self.item, nextitem=self.item.parent)
         except _STOPS:
             raise
-        except BaseException:  # as pytest's own outcomes are
-            return
+        except BaseException as error:  # as pytest's own outcomes are
+            _let_go(error)
 
     def renew(self) -> Callable[[], None]:
         """Let nothing of its report be left; gives what brings that back."""
@@ -145,6 +153,35 @@ class SecondRuns:
         __tracebackhide__ = True
         return (yield from self._phase("teardown", nextitem))
 
+    @pytest.hookimpl(specname="pytest_runtest_teardown", tryfirst=True)
+    def pytest_runtest_teardown_of_item(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        """End the test's own fixtures before wider ones, which a second run is to find.
+
+        Inside all wrappers, so that what is printed belongs to the teardown.
+        """
+        __tracebackhide__ = True
+        run = self._run
+        ends_wider = nextitem is None or nextitem.parent is not item.parent
+        if not ends_wider or run is None or self._is_again or not run.may_move:
+            return
+        runner: Any = item.config.pluginmanager.get_plugin("runner")
+        try:
+            runner.pytest_runtest_teardown(item=item, nextitem=item.parent)
+        except _STOPS:
+            raise
+        except BaseException:
+            if not self._is_to_move(run):
+                runner.pytest_runtest_teardown(item=item, nextitem=nextitem)
+            raise
+        if self._is_to_move(run):
+            raise _InTeardownError
+
+    @staticmethod
+    def _is_to_move(run: _Run) -> bool:
+        return bool(run.refusal) and not (run.is_told or run.has_failed)
+
     def _expect(self, item: pytest.Item) -> None:
         run = self._run = _Run(item)
         if run.kit is not None:
@@ -170,7 +207,9 @@ class SecondRuns:
             return result
         if run.refusal:
             run.item.stash[MOVED] = run.refusal.partition("\n")[0]
-            if not (run.is_told or run.has_failed):
+            if self._is_to_move(run):
+                if failure is not None:
+                    _let_go(failure)
                 return self._move(run, when, nextitem)
         elif self._confirms and when != "teardown":
             self._confirm(run, failure or internals.failure_of(run.item))
@@ -249,6 +288,17 @@ class SecondRuns:
     def pytest_runtest_logreport(self) -> None:
         if self._run is not None:
             self._run.is_told |= self._run.is_calling
+
+
+class _InTeardownError(Exception):
+    """Something was refused in a teardown that has not failed."""
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Let nothing stay alive for the sake of an error that nobody will see: connections, say."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: BaseException) -> str:

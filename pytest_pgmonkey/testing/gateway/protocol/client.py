@@ -58,6 +58,8 @@ class Client:
         """Whether it has asked for its application's name."""
         self.status = ord("I")
         """The transaction status that it was told last."""
+        self.tag = b""
+        """The last CommandComplete that it was sent, or is about to be."""
         self.skips = False
         """Whether everything up to its next Sync is to be skipped."""
         self.begun = b""
@@ -71,6 +73,11 @@ class Client:
         """Why it is to be told to go."""
         self.sending = False
         """Whether it has yet to take what it is sent."""
+
+    @property
+    def in_block(self) -> bool:
+        """Whether it was told last that it is in a transaction block."""
+        return self.status != ord("I")
 
     def fileno(self) -> int:
         """Give the socket's number, to wait for it."""

@@ -133,7 +133,7 @@ class Exchange:
     def complete(self, piece: bytes) -> None:
         """Hold a CommandComplete back."""
         self.release()
-        self._held = piece
+        self._held = self._client.tag = piece
 
     def release(self) -> None:
         """Tell what was held back."""

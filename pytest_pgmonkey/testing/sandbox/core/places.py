@@ -43,7 +43,7 @@ Origin = Place | Peer
 def caller() -> Place:
     """Give the innermost line that belongs neither to the kit nor to psycopg."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_passed_over(frame.f_code.co_filename, frame):
+    while frame.f_back is not None and is_passed_over(frame.f_code.co_filename, frame):
         frame = frame.f_back
     return Place(frame.f_code.co_filename, frame.f_lineno)
 
@@ -51,7 +51,8 @@ def caller() -> Place:
 _known: Final[dict[str, bool]] = {}
 
 
-def _is_passed_over(file: str, frame: FrameType) -> bool:
+def is_passed_over(file: str, frame: FrameType) -> bool:
+    """Whether a frame is the kit's, psycopg's or asyncio's: nobody looks for a cause there."""
     known = _known.get(file)
     if known is None:
         module = str(frame.f_globals.get("__name__", ""))

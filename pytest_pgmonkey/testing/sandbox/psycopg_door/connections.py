@@ -14,6 +14,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction, pq
 
 from ....connecting import setting_overwritten, setting_refused
+from ... import passage
 from ...sql.lexer import statements
 from ..core.member import CLOSED
 from ..core.refusals import no_block, no_notifies, no_two_phase
@@ -131,6 +132,11 @@ class _Sandboxed(BaseConnection[Any]):
         if self._member.status != _IDLE or self._num_transactions:
             yield from super()._check_intrans_gen(attribute)
 
+    @property
+    def in_block(self) -> bool:
+        """Whether a transaction of the application's own is open."""
+        return self._member.open
+
     # psycopg looks at the real session, in which there is always a transaction.
 
     def _commit_gen(self) -> Generator[Any, Any, None]:
@@ -165,9 +171,11 @@ class _Sandboxed(BaseConnection[Any]):
                 # Only a `transaction()` block sends them where SQL has already ended it.
                 self.warn("25P01", "there is no transaction in progress")
             if command == b"COMMIT":
-                return (yield from member.commit())
+                yield from member.commit()
+                return passage.ended(self, "COMMIT")
             if command == b"ROLLBACK":
-                return member.rollback()
+                member.rollback()
+                return passage.ended(self, "ROLLBACK")
             if command.startswith(b"BEGIN"):
                 return (yield from member.transaction.begin(command))
             if not member.transaction.open:
@@ -291,13 +299,19 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
 
     def commit(self) -> None:
         with self.lock:
-            if self._is_idle() or (self._ends_at_once() and self._member.commit_at_once()):
+            if self._is_idle():
+                return
+            if self._ends_at_once() and self._member.commit_at_once():
+                passage.ended(self, "COMMIT")
                 return
             self.wait(self._commit_gen())
 
     def rollback(self) -> None:
         with self.lock:
-            if self._is_idle() or (self._ends_at_once() and self._member.rollback_at_once()):
+            if self._is_idle():
+                return
+            if self._ends_at_once() and self._member.rollback_at_once():
+                passage.ended(self, "ROLLBACK")
                 return
             self.wait(self._rollback_gen())
 
@@ -386,13 +400,19 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def commit(self) -> None:
         async with self.lock:
-            if self._is_idle() or (self._ends_at_once() and self._member.commit_at_once()):
+            if self._is_idle():
+                return
+            if self._ends_at_once() and self._member.commit_at_once():
+                passage.ended(self, "COMMIT")
                 return
             await self.wait(self._commit_gen())
 
     async def rollback(self) -> None:
         async with self.lock:
-            if self._is_idle() or (self._ends_at_once() and self._member.rollback_at_once()):
+            if self._is_idle():
+                return
+            if self._ends_at_once() and self._member.rollback_at_once():
+                passage.ended(self, "ROLLBACK")
                 return
             await self.wait(self._rollback_gen())
 

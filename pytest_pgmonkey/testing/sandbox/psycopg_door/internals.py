@@ -151,6 +151,17 @@ _FRUITLESS: Final = 3
 _QUEUED: Final = (EXECUTE, BaseCursor._executemany_gen_pipeline.__code__)
 
 
+_ENDS: Final = {
+    id(BaseConnection._commit_gen.__code__): "COMMIT",
+    id(BaseConnection._rollback_gen.__code__): "ROLLBACK",
+}
+
+
+def end_of(gen: Any) -> str:
+    """Give what psycopg's commit() or rollback() is about to send; empty for other operations."""
+    return _ENDS.get(id(getattr(gen, "gi_code", None)), "")
+
+
 def register_control(function: Any) -> None:
     """Let a generator function of ours pass `wait()` as transaction control does."""
     _CODES[id(function.__code__)] = (CONTROL, "")
@@ -163,6 +174,13 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
         return kind, None, None
     names = gen.gi_frame.f_locals
     return kind, names[variable], names["self"]
+
+
+def call_of(gen: Any) -> tuple[Any, Any, Any]:
+    """Give the connection, the cursor and the parameters of an operation that has not begun."""
+    names = gen.gi_frame.f_locals
+    cursor = names["self"]
+    return cursor.connection, cursor, names.get("params")
 
 
 def parameters(gen: Any) -> Any:

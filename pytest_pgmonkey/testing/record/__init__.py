@@ -1,0 +1,1 @@
+"""What a test has done in the database: the record of its statements, and what is told of it."""
