@@ -891,3 +891,52 @@ def test_nothing_of_the_first_run_is_kept_alive(pytester: pytest.Pytester, run: 
         """
     )
     run().assert_outcomes(passed=1)
+
+
+def test_a_time_out(
+    pytester: pytest.Pytester, cached: Run, attempts: Callable[[], list[str]]
+) -> None:
+    """Its timer has gone off, so there is none for a second run: the next run is in a clone."""
+    pytest.importorskip("pytest_timeout", reason="needs pytest-timeout: pip install '.[dev]'")
+    pytester.makepyfile(
+        """
+        import threading
+
+        import psycopg
+        import pytest
+
+        def test_warm(pgmonkey):
+            pass  # the server's start has no limit
+
+        @pytest.mark.timeout(2)
+        def test_hangs(pgmonkey):
+            try:
+                pgmonkey.execute("VACUUM")
+            except psycopg.Error:
+                threading.Event().wait()
+        """
+    )
+    first = cached()
+    first.assert_outcomes(passed=1, failed=1)
+    assert "Timeout" in first.stdout.str()
+    assert "its next run begins in a clone" in first.stdout.str()
+    assert attempts() == ["test_warm rollback", "test_hangs rollback"]
+    cached().assert_outcomes(passed=2)
+    assert attempts() == ["test_warm rollback", "test_hangs clone"]
+
+
+def test_a_test_that_asks_by_name(pytester: pytest.Pytester, cached: Run) -> None:
+    """The first one of a run in which none names a fixture moves from the next run on."""
+    pytester.makepyfile(
+        """
+        def test_first(request):
+            request.getfixturevalue("pgmonkey").execute("VACUUM")
+
+        def test_second(request):
+            request.getfixturevalue("pgmonkey").execute("VACUUM")
+        """
+    )
+    first = cached()
+    first.assert_outcomes(failed=1, passed=1)
+    assert "its next run begins in a clone" in first.stdout.str()
+    cached().assert_outcomes(passed=2)

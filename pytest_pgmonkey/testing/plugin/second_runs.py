@@ -46,9 +46,12 @@ def watch(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if session.config.stash.get(ISOLATIONS_WANTED, ()):
-        watch(session.config)
-        tell_of_statements(session.config)
+    config = session.config
+    if config.stash.get(ISOLATIONS_WANTED, ()):
+        watch(config)
+        tell_of_statements(config)
+    elif session.items and config.stash[OPTIONS].isolation == "auto" and of_this_run(config).known:
+        watch(config)  # one that asks by getfixturevalue() may be among them
 
 
 class _Run:
@@ -72,6 +75,10 @@ class _Run:
         """Why it is to be run in a clone; empty where it is not."""
         self.kit = self.kit or kit_in_use(self.item.config)
         return self.kit.refusal if self.kit is not None else ""
+
+    def remember(self) -> None:
+        """Note that it needs a clone."""
+        self.item.stash[MOVED] = self.refusal.partition("\n")[0]
 
     @property
     def may_move(self) -> bool:
@@ -206,8 +213,8 @@ class SecondRuns:
         if run is None or self._is_again:
             return result
         if run.refusal:
-            run.item.stash[MOVED] = run.refusal.partition("\n")[0]
-            if self._is_to_move(run):
+            run.remember()
+            if self._is_to_move(run) and not _is_timeout(failure):
                 if failure is not None:
                     _let_go(failure)
                 return self._move(run, when, nextitem)
@@ -268,15 +275,18 @@ class SecondRuns:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         run = self._run
-        if run is not None and run.again == call.when:
+        if run is None:
+            run = self._run = _Run(item)  # it has asked by getfixturevalue(), as the first one
+            if run.refusal:
+                run.remember()
+        if run.again == call.when:
             call.start, call.duration = run.started, run.duration
             call.stop = run.started + run.duration
         report = yield
-        if run is not None:
-            run.has_failed |= report.failed
-            told = self._explain(run, report, item.stash.get(MOVED, ""))
-            if told and (report.failed or report.when == "call"):
-                report.sections.append((_TITLE, told))
+        run.has_failed |= report.failed
+        told = self._explain(run, report, item.stash.get(MOVED, ""))
+        if told and (report.failed or report.when == "call"):
+            report.sections.append((_TITLE, told))
         return report
 
     def _explain(self, run: _Run, report: pytest.TestReport, reason: str) -> str:
@@ -292,6 +302,11 @@ class SecondRuns:
 
 class _InTeardownError(Exception):
     """Something was refused in a teardown that has not failed."""
+
+
+def _is_timeout(failure: BaseException | None) -> bool:
+    """Whether pytest-timeout has ended a phase: a second run would have no timer."""
+    return failure is not None and "from pytest-timeout" in str(failure)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -1,0 +1,428 @@
+"""What a report tells of a test's statements, and budgets of them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., pytest.RunResult]
+
+TITLE = "- pgmonkey statements -"
+FAILS = """
+    import psycopg
+    import pytest
+
+    @pytest.fixture(autouse=True)
+    def item(pgmonkey):
+        pgmonkey.execute("CREATE TABLE item (id int PRIMARY KEY, name text)")
+"""
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which nothing must be cut."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def timelines(result: pytest.RunResult) -> list[list[str]]:
+    """The lines of each timeline, without those of titles; times are left out."""
+    found: list[list[str]] = []
+    lines = iter(result.stdout.lines)
+    for line in lines:
+        if TITLE not in line:
+            continue
+        found.append([])
+        for row in lines:
+            if re.match(r" *at ms +took  connection, place +statement +rows$", row):
+                continue
+            if not re.match(r" *(\d+\.\d |! |\(\d+ earlier)", row):
+                break
+            shown = re.sub(r"^ *\d+\.\d +(\d+\.\d\d)?", "", row).strip()
+            found[-1].append(re.sub(" {2,}| (?=[┌│└])", "  ", shown))
+    return found
+
+
+# The timeline
+
+
+def test_a_failed_test_tells_what_happened(pytester: pytest.Pytester, run: Run) -> None:
+    """Place, connection, transaction, statement, parameters, rows and errors; runs are folded."""
+    pytester.makepyfile(
+        test_it=FAILS
+        + """
+    def test_it(pgmonkey):
+        with pgmonkey.pool as conn:
+            for n in range(30):
+                conn.execute("INSERT INTO item VALUES (%s, %s)", [n, "x"])
+            conn.execute("SELECT *\\n    FROM item WHERE id < %s", (3,))
+        with pgmonkey.normal as conn:
+            conn.autocommit = True
+            conn.execute("DELETE FROM item")
+        with pgmonkey.pool as conn:
+            conn.execute("SELECT 1")
+            conn.rollback()
+        with pytest.raises(psycopg.Error), pgmonkey.pool as conn:
+            conn.execute("SELECT 1/0")
+        pgmonkey.execute("BEGIN; SELECT 2; COMMIT")
+        assert 0
+    """
+    )
+    result = run()
+    result.assert_outcomes(failed=1)
+    assert timelines(result) == [
+        [
+            "#1 test_it.py:6  CREATE TABLE item (id int PRIMARY KEY, name text)",
+            "#2 test_it.py:11  ┌ × 30 INSERT INTO item VALUES (%s, %s)  [0, 'x']  1",
+            "#2 test_it.py:12  │ SELECT * FROM item WHERE id < %s  (3,)  3",
+            "#2 test_it.py:9  └ COMMIT",
+            "#3 test_it.py:15  DELETE FROM item  30",
+            "#4 test_it.py:17  ┌ SELECT 1  1",
+            "#4 test_it.py:18  └ ROLLBACK",
+            "#5 test_it.py:20  ┌ SELECT 1/0",
+            "! 22012: division by zero",
+            "#5 test_it.py:19  └ ROLLBACK",
+            "#6 test_it.py:21  ┌ BEGIN",
+            "#6 test_it.py:21  │ SELECT 2  1",
+            "#6 test_it.py:21  └ COMMIT",
+        ]
+    ]
+
+
+KINDS = """
+    @pytest.mark.parametrize("isolation", [
+        pytest.param("rollback", marks=pytest.mark.pgmonkey(isolation="rollback")),
+        pytest.param("clone", marks=pytest.mark.pgmonkey(isolation="clone")),
+    ])
+    @pytest.mark.asyncio
+    async def test_it(pgmonkey, isolation):
+        with pgmonkey.normal as conn:
+            conn.execute("INSERT INTO item VALUES (1)")
+        async with pgmonkey.async_pool as conn:
+            await conn.execute("INSERT INTO item VALUES (2)")
+            await conn.rollback()
+        async with pgmonkey.async_ as conn:
+            await (await conn.execute("SELECT id FROM item")).fetchall()
+        with psycopg.connect(pgmonkey.dsn, application_name="worker") as conn:
+            conn.execute("SELECT id FROM item")
+        assert 0
+"""
+
+
+def test_all_doors_in_both_isolations(pytester: pytest.Pytester, run: Run) -> None:
+    """Handles of four types, and clients; what a clone's client was answered is not known."""
+    pytester.makepyfile(test_it=FAILS + KINDS)
+    expected = [
+        "#1 test_it.py:6  CREATE TABLE item (id int PRIMARY KEY, name text)",
+        "#2 test_it.py:15  ┌ INSERT INTO item VALUES (1)  1",
+        "#2 test_it.py:14  └ COMMIT",
+        "#3 test_it.py:17  ┌ INSERT INTO item VALUES (2)  1",
+        "#3 test_it.py:18  └ ROLLBACK",
+        "#4 test_it.py:20  ┌ SELECT id FROM item  1",
+        "#4 test_it.py:19  └ COMMIT",
+        "#5 worker (PID)  ┌ BEGIN",
+        "#5 worker (PID)  │ SELECT id FROM item  1",
+        "#5 worker (PID)  └ COMMIT",
+    ]
+    in_rollback, in_clone = (
+        [re.sub(r"worker \(\d+\)", "worker (PID)", line) for line in lines]
+        for lines in timelines(run())
+    )
+    assert in_rollback == expected
+    assert in_clone == [*expected[:-2], expected[-2].removesuffix("  1"), expected[-1]]
+
+
+SECRETS = """
+    def test_it(pgmonkey):
+        pgmonkey.execute("CREATE TABLE account (id int, password text)")
+        with pytest.raises(psycopg.Error):
+            pgmonkey.execute(
+                "INSERT INTO account (id, password) VALUES ('hunter1', %s)", ["hunter2"]
+            )
+        pgmonkey.execute("UPDATE account SET password = $$hunter3$$ WHERE id = 12345")
+        pgmonkey.execute("SELECT %s::text", ["shown"])
+        assert 0
+"""
+
+
+def test_secrets_are_hidden(pytester: pytest.Pytester, run: Run) -> None:
+    """Parameters, literals and the error's words, where a statement has a sensitive word."""
+    pytester.makepyfile(test_it=FAILS + SECRETS)
+    (lines,) = timelines(run("--tb=short"))
+    assert lines[2:] == [
+        "#3 test_it.py:11  INSERT INTO account (id, password) VALUES (…, %s)  …",
+        "! 22P02",
+        "#4 test_it.py:14  UPDATE account SET password = … WHERE id = …  0",
+        "#5 test_it.py:15  SELECT %s::text  ['shown']  1",
+    ]
+    (lines,) = timelines(run("--tb=short", "--pgmonkey-timeline-params=false"))
+    assert lines[-1] == "#5 test_it.py:15  SELECT %s::text  1"
+
+
+def test_when_it_is_told(pytester: pytest.Pytester, run: Run) -> None:
+    """Of failures, in whichever phase; of all tests, or of none."""
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.fixture
+        def asked(pgmonkey):
+            pgmonkey.execute("SELECT 1")
+
+        def test_passes(asked):
+            pass
+
+        def test_fails(asked):
+            assert 0
+
+        @pytest.fixture
+        def late(asked):
+            yield
+            assert 0
+
+        def test_ends_badly(late):
+            pass
+
+        @pytest.fixture
+        def early(asked):
+            assert 0
+
+        def test_begins_badly(early):
+            pass
+
+        @pytest.mark.xfail
+        def test_is_expected(asked):
+            assert 0
+
+        def test_asks_nothing(pgmonkey):
+            assert 0
+
+        def test_without():
+            assert 0
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=2, failed=3, errors=2, xfailed=1)
+    assert len(timelines(result)) == 3
+    everything = run("-rA", "--pgmonkey-timeline=always").stdout.str()
+    assert everything.count(TITLE) > 3
+    assert TITLE not in run("--pgmonkey-timeline=never").stdout.str()
+
+
+def test_a_long_test_and_a_narrow_terminal(
+    pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last 1,000 are known, and lines are cut; what cannot be shown is not."""
+    monkeypatch.setenv("COLUMNS", "80")
+    pytester.makepyfile(
+        """
+        class Odd:
+            def __repr__(self):
+                raise ValueError
+
+        def test_it(pgmonkey):
+            with pgmonkey.normal as conn:
+                for n in range(1200):
+                    conn.execute(f"SELECT {n} AS a_name_that_takes_a_lot_of_room_on_every_line")
+            assert 0
+        """
+    )
+    result = run()
+    (lines,) = timelines(result)
+    assert lines[0] == "(201 earlier statements are no longer known)"
+    assert len(lines) == 1001
+    rows = [line for line in result.stdout.lines if "SELECT 1100" in line]
+    assert len(rows[0]) <= 80
+    assert "…" in rows[0]
+
+
+def test_workers_tell_it(pytester: pytest.Pytester, run: Run) -> None:
+    """Reports of pytest-xdist's workers have it, too."""
+    pytest.importorskip("xdist", reason="needs pytest-xdist: pip install '.[dev]'")
+    pytester.makepyfile(test_it=FAILS + "    def test_it(pgmonkey): assert 0\n")
+    assert timelines(run("-n1")) == [
+        ["#1 test_it.py:6  CREATE TABLE item (id int PRIMARY KEY, name text)"]
+    ]
+
+
+def test_the_second_run_of_a_refused_test(pytester: pytest.Pytester, run: Run) -> None:
+    """Its statements are told, not those of the first run."""
+    pytester.makepyfile(
+        test_it="""
+        def test_it(pgmonkey):
+            pgmonkey.execute("VACUUM")
+            assert 0
+        """
+    )
+    assert timelines(run()) == [["#1 test_it.py:2  VACUUM"]]
+
+
+# Budgets
+
+BUDGETS = (
+    FAILS
+    + """
+    import asyncio
+
+    def work(conn):
+        conn.execute("INSERT INTO item VALUES (1)")
+        conn.execute("SELECT * FROM item")
+
+    def test_what_counts(pgmonkey):
+        with pgmonkey.assert_num_queries(7) as budget:
+            with pgmonkey.normal as conn:
+                work(conn)
+                with conn.transaction():
+                    conn.execute("SET LOCAL work_mem = '8MB'")
+                    conn.cursor().executemany(
+                        "INSERT INTO item VALUES (%s)", [(n,) for n in range(2, 9)]
+                    )
+                with conn.cursor().copy("COPY item FROM STDIN") as copy:
+                    copy.write_row((10, "a"))
+                conn.execute("SELECT set_config('a.b', 'c', false)")
+                conn.execute("SHOW work_mem")
+            pgmonkey.execute("BEGIN; SELECT 1; SAVEPOINT a; SELECT 2; ROLLBACK")
+            with psycopg.connect(pgmonkey.dsn) as client:
+                client.execute("SELECT 1")
+            assert budget.count == 7
+
+    def test_nested(pgmonkey):
+        with pgmonkey.assert_num_queries(3):
+            with pgmonkey.assert_max_num_queries(2), pgmonkey.normal as conn:
+                work(conn)
+            with pgmonkey.assert_num_queries(1):
+                pgmonkey.execute("SELECT 1")
+            with pgmonkey.assert_num_queries(0), pgmonkey.assert_max_num_queries(5):
+                pass
+
+    def test_more_than_are_known(pgmonkey):
+        with pgmonkey.assert_num_queries(3000), pgmonkey.normal as conn:
+            for _ in range(3000):
+                conn.execute("SELECT 1")
+
+    @pytest.mark.asyncio
+    async def test_async(pgmonkey):
+        async def one():
+            async with pgmonkey.async_pool as conn:
+                await conn.execute("SELECT 1")
+
+        with pgmonkey.assert_num_queries(5):
+            await asyncio.gather(*(one() for _ in range(5)))
+
+    @pytest.mark.pgmonkey(max_queries=2)
+    def test_marked(pgmonkey):
+        with pgmonkey.normal as conn:
+            work(conn)
+
+    @pytest.mark.pgmonkey(max_queries=2, isolation="clone")
+    @pytest.mark.asyncio
+    async def test_marked_clone(pgmonkey):
+        async with pgmonkey.async_ as conn:
+            await conn.execute("SELECT 1")
+            await conn.execute("SELECT 1")
+
+    def test_an_error_comes_through(pgmonkey):
+        with pytest.raises(KeyError), pgmonkey.assert_num_queries(1):
+            raise KeyError
+"""
+)
+
+
+def test_budgets_that_hold(pytester: pytest.Pytester, run: Run) -> None:
+    """What counts, in sync and async code, nested, and however many there are."""
+    pytester.makepyfile(BUDGETS)
+    run().assert_outcomes(passed=7)
+
+
+def test_budgets_that_do_not(pytester: pytest.Pytester, run: Run) -> None:
+    """The failure has the difference, and the statements by place."""
+    pytester.makepyfile(
+        test_it=FAILS
+        + """
+    def test_many(pgmonkey):
+        with pgmonkey.assert_num_queries(2), pgmonkey.normal as conn:
+            for n in range(5):
+                conn.execute("SELECT name FROM item WHERE id = %s", [n])
+            conn.execute("DELETE FROM item")
+
+    def test_few(pgmonkey):
+        with pgmonkey.assert_num_queries(1):
+            pass
+
+    def test_most(pgmonkey):
+        with pgmonkey.assert_max_num_queries(0):
+            pgmonkey.execute("SELECT 'hunter2' AS password")
+
+    @pytest.mark.pgmonkey(max_queries=1)
+    def test_marked(pgmonkey):
+        pgmonkey.execute("SELECT 1")
+        pgmonkey.execute("SELECT 1")
+
+    @pytest.mark.pgmonkey(max_queries=0)
+    def test_fails_anyway(pgmonkey):
+        pgmonkey.execute("SELECT 1")
+        assert 0, "its own failure"
+    """
+    )
+    result = run("--pgmonkey-timeline=never")
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "E*AssertionError: 6 statements ran, 2 are expected (4 too many)",
+            "E * test_it.py:11  5 × SELECT name FROM item WHERE id = %s",
+            "E * test_it.py:12  1 × DELETE FROM item",
+            "E*AssertionError: 0 statements ran, 1 is expected (1 too few)",
+            "E*AssertionError: 1 statement ran, 0 are allowed (1 too many)",
+            "E * test_it.py:20  1 × SELECT … AS password",
+            "@pytest.mark.pgmonkey(max_queries=1): 2 statements ran, 1 is allowed (1 too many)",
+            "  test_it.py:24  1 × SELECT 1",
+            "  test_it.py:25  1 × SELECT 1",
+            "E*AssertionError: its own failure",
+        ]
+    )
+    assert "hunter2" not in result.stdout.str().partition("short test summary")[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("-1", "max_queries=-1 is no number of statements: give 0 or more"),
+        ("True", "max_queries=True is no number of statements: give 0 or more"),
+        ("'2'", "max_queries='2' is no number of statements: give 0 or more"),
+    ],
+)
+def test_a_wrong_budget(pytester: pytest.Pytester, run: Run, given: str, told: str) -> None:
+    """The marker's fails the set-up, a block's raises at once."""
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.pgmonkey(max_queries={given})
+        def test_marked(pgmonkey):
+            pass
+
+        def test_block(pgmonkey):
+            for block in (pgmonkey.assert_num_queries, pgmonkey.assert_max_num_queries):
+                with pytest.raises(ValueError, match="is no number of statements"):
+                    block({given})
+        """
+    )
+    result = run()
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines([f"@pytest.mark.pgmonkey: {told}"])
+
+
+def test_wrong_options(pytester: pytest.Pytester, run: Run) -> None:
+    """Each is a usage error that names the option."""
+    pytester.makepyfile("def test_it(pgmonkey): pass")
+    for option, told in (
+        ("--pgmonkey-timeline=now", "'now' is not one of failed, always, never"),
+        ("--pgmonkey-timeline-params=perhaps", "'perhaps' is neither true nor false"),
+    ):
+        result = run(option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"*{option.partition('=')[0]}: {told}*"])
