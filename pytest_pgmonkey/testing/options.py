@@ -38,7 +38,8 @@ class OptionError(PGMonkeyError):
 class Option:
     """One option: `--pgmonkey-NAME`, `PGMONKEY_NAME` and the ini key `pgmonkey_NAME`.
 
-    `kind` is `string`, `path`, `flag`, `boolean`, `choice`, `names`, `lines` or `seconds`.
+    `kind` is `string`, `path`, `flag`, `boolean`, `choice`, `names`, `lines`,
+    `count` or `seconds`.
     """
 
     def __init__(
@@ -123,6 +124,15 @@ OPTIONS: Final = (
         ("failed", "always", "never"),
     ),
     Option("timeline-params", True, "show their parameters there", "boolean"),
+    Option(
+        "n-plus-one",
+        "off",
+        "find the same statement run from the same place, one by one",
+        "choice",
+        ("off", "warn", "error"),
+    ),
+    Option("n-plus-one-threshold", 10, "how often it is too often", "count"),
+    Option("durations", 0, "show so many slowest statements and tests at the end", "count"),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
     Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
@@ -148,6 +158,9 @@ class Options:
     confirm: bool
     timeline: str
     timeline_params: bool
+    n_plus_one: str
+    n_plus_one_threshold: int
+    durations: int
     types: tuple[str, ...]
     keep: str
     rootdir: Path
@@ -210,6 +223,8 @@ def _convert(option: Option, raw: Any, origin: str, base: Path) -> Any:
         return _boolean(raw, origin)
     if option.kind == "seconds":
         return _seconds(raw, origin)
+    if option.kind == "count":
+        return _count(raw, origin)
     if option.kind == "choice":
         return _choice(option, str(raw), origin)
     if option.kind == "names":
@@ -248,6 +263,13 @@ def _seconds(raw: Any, origin: str) -> float:
     if not 0 < seconds <= TIMEOUT_MAX:
         raise OptionError(f"{origin}: {raw!r} is not a number of seconds above 0")
     return seconds
+
+
+def _count(raw: Any, origin: str) -> int:
+    word = str(raw).strip()
+    if not word.isdecimal() or int(word) < 1:
+        raise OptionError(f"{origin}: {raw!r} is not a whole number above 0")
+    return int(word)
 
 
 def _choice(option: Option, word: str, origin: str) -> str:

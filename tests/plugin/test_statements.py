@@ -179,6 +179,9 @@ def test_when_it_is_told(pytester: pytest.Pytester, run: Run) -> None:
         def test_fails(asked):
             assert 0
 
+        def test_without():
+            assert 0
+
         @pytest.fixture
         def late(asked):
             yield
@@ -199,9 +202,6 @@ def test_when_it_is_told(pytester: pytest.Pytester, run: Run) -> None:
             assert 0
 
         def test_asks_nothing(pgmonkey):
-            assert 0
-
-        def test_without():
             assert 0
         """
     )
@@ -422,7 +422,108 @@ def test_wrong_options(pytester: pytest.Pytester, run: Run) -> None:
     for option, told in (
         ("--pgmonkey-timeline=now", "'now' is not one of failed, always, never"),
         ("--pgmonkey-timeline-params=perhaps", "'perhaps' is neither true nor false"),
+        ("--pgmonkey-n-plus-one=on", "'on' is not one of off, warn, error"),
+        ("--pgmonkey-n-plus-one-threshold=0", "'0' is not a whole number above 0"),
+        ("--pgmonkey-durations=-1", "'-1' is not a whole number above 0"),
     ):
         result = run(option)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"*{option.partition('=')[0]}: {told}*"])
+
+
+# Repeats, and durations
+
+LOOPS = """
+    import pytest
+
+    @pytest.fixture
+    def rows(pgmonkey):
+        pgmonkey.execute("CREATE TABLE item (id int)")
+        for n in range(20):
+            pgmonkey.execute("INSERT INTO item VALUES (%s)", [n])
+
+    def test_reads(pgmonkey, rows):
+        with pgmonkey.pool as conn:
+            for n in range(12):
+                conn.execute("SELECT id FROM item WHERE id = %s", [n])
+
+    @pytest.mark.asyncio
+    async def test_writes(pgmonkey, rows):
+        async with pgmonkey.async_pool as conn:
+            for n in range(12):
+                await conn.execute("INSERT INTO item VALUES (%s)", [n])
+
+    def test_few(pgmonkey, rows):
+        for n in range(9):
+            pgmonkey.execute("SELECT 1")
+        with pgmonkey.pool as conn, conn.cursor() as cursor:
+            cursor.executemany("INSERT INTO item VALUES (%s)", [(n,) for n in range(50)])
+"""
+READS = (
+    "test_it.py:12 runs one statement 12 times: SELECT id FROM item WHERE id = %s "
+    "(read all at once, with a join or = ANY(%s))"
+)
+WRITES = (
+    "test_it.py:18 runs one statement 12 times: INSERT INTO item VALUES (%s) "
+    "(executemany() sends all at once)"
+)
+
+
+@pytest.mark.parametrize("distributed", [(), ("-n1",)])
+def test_repeats_are_told(
+    pytester: pytest.Pytester, run: Run, distributed: tuple[str, ...]
+) -> None:
+    """In the summary, with place, count and a way out; those of fixtures are not."""
+    pytester.makepyfile(test_it=LOOPS)
+    result = run("--pgmonkey-n-plus-one=warn", *distributed)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "pgmonkey: 2 tests run a statement again and again",
+            f"  test_it.py::test_reads: {READS}",
+            f"  test_it.py::test_writes: {WRITES}",
+        ]
+    )
+    if not distributed:
+        assert "again and again" not in run().stdout.str()
+        rows = run("--pgmonkey-n-plus-one=warn", "--pgmonkey-n-plus-one-threshold=9")
+        assert "pgmonkey: 3 tests run" in rows.stdout.str()
+
+
+def test_repeats_are_an_error(pytester: pytest.Pytester, run: Run) -> None:
+    """Of a test that is right otherwise."""
+    pytester.makepyfile(test_it=LOOPS)
+    result = run("--pgmonkey-n-plus-one=error")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines([f"pgmonkey n_plus_one: {READS}", f"pgmonkey n_plus_one: {WRITES}"])
+
+
+@pytest.mark.parametrize("distributed", [(), ("-n2",)])
+def test_durations(pytester: pytest.Pytester, run: Run, distributed: tuple[str, ...]) -> None:
+    """The slowest statements with count, total and slowest test, and the slowest tests."""
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_sleeps(pgmonkey, n):
+            pgmonkey.execute("SELECT pg_sleep(%s)", [n / 20])
+            pgmonkey.execute("SELECT pg_sleep(%s)", [n / 20])
+            pgmonkey.execute("SELECT 1")
+
+        def test_without():
+            pass
+        """
+    )
+    result = run("--pgmonkey-durations=2", *distributed)
+    result.assert_outcomes(passed=4)
+    lines = result.stdout.lines
+    begin = next(n for n, line in enumerate(lines) if "= pgmonkey durations =" in line)
+    shown = [" ".join(line.split()) for line in lines[begin + 1 : begin + 9]]
+    assert shown[0] == "total ms count statement, and the test that spent most on it"
+    assert re.fullmatch(r"3\d\d\.\d 6 SELECT pg_sleep\(%s\)", shown[1])
+    assert shown[2] == "test_it.py::test_sleeps[2]"
+    assert re.fullmatch(r"\d+\.\d 3 SELECT 1", shown[3])
+    assert shown[5] == "total ms count test"
+    assert re.fullmatch(r"2\d\d\.\d 3 test_it.py::test_sleeps\[2\]", shown[6])
+    assert re.fullmatch(r"1\d\d\.\d 3 test_it.py::test_sleeps\[1\]", shown[7])

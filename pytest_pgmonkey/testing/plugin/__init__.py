@@ -41,3 +41,4 @@ from .lifecycle import (
     pytest_unconfigure,
 )
 from .second_runs import pytest_collection_finish
+from .statements import pytest_configure_node_of_summary

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Memory", "of_this_run"]
+__all__ = ["WORKER_INPUT", "Memory", "known_to", "of_this_run"]
 
 WORKER_INPUT: Final = "pgmonkey_clones"
 _CACHE_KEY: Final = "pgmonkey/clones"
@@ -33,17 +33,21 @@ def of_this_run(config: pytest.Config) -> Memory:
     return memory
 
 
+def known_to(config: pytest.Config) -> dict[str, list[str]]:
+    """Give what earlier runs have come to know."""
+    if hasattr(config, "workerinput"):
+        known: dict[str, list[str]] = config.workerinput.get(WORKER_INPUT, {})
+        return known
+    return _read(getattr(config, "cache", None))
+
+
 class Memory:
     """Knows tests by node id, and why rollback cannot serve them."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._cache = getattr(config, "cache", None)
-        workerinput = getattr(config, "workerinput", None)
-        self._is_worker = workerinput is not None
-        if workerinput is not None:
-            self.known: dict[str, list[str]] = workerinput.get(WORKER_INPUT, {})
-        else:
-            self.known = _read(self._cache)
+        self._is_worker = hasattr(config, "workerinput")
+        self.known = known_to(config)
         self._is_changed = False
         self._moved: dict[str, str] = {}
 

@@ -16,7 +16,7 @@ from . import internals
 from .collection import CLONED, ISOLATIONS_WANTED, MOVED, shared_data_of
 from .configure import OPTIONS
 from .lifecycle import kit_in_use
-from .memory import of_this_run
+from .memory import known_to, of_this_run
 from .statements import tell_of_statements
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if config.stash.get(ISOLATIONS_WANTED, ()):
         watch(config)
         tell_of_statements(config)
-    elif session.items and config.stash[OPTIONS].isolation == "auto" and of_this_run(config).known:
+    elif session.items and config.stash[OPTIONS].isolation == "auto" and known_to(config):
         watch(config)  # one that asks by getfixturevalue() may be among them
 
 

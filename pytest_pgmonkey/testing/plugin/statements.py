@@ -1,8 +1,8 @@
-"""What reports tell of a test's statements, and the marker's budget of them."""
+"""What reports and the summary tell of tests' statements, and budgets of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -13,14 +13,26 @@ from .lifecycle import kit_in_use
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from ..kit import Kit
+
 _NAME: Final = "pgmonkey-statements"
 _TITLE: Final = "pgmonkey statements"
+_REPEATS: Final = "pgmonkey repeats"
+# Of reports, so that they come to the process that writes the summary.
+_SPENT: Final = "pgmonkey_spent"
+_REPEATED: Final = "pgmonkey_repeats"
 
 
 def tell_of_statements(config: pytest.Config) -> None:
-    """Have reports of this run tell of statements."""
+    """Have reports and the summary of this run tell of statements."""
     if not config.pluginmanager.has_plugin(_NAME):
         config.pluginmanager.register(Statements(config), _NAME)
+
+
+@pytest.hookimpl(optionalhook=True, specname="pytest_configure_node")
+def pytest_configure_node_of_summary(node: Any) -> None:
+    """Have pytest-xdist's controller write the summary."""
+    tell_of_statements(node.config)
 
 
 class Statements:
@@ -28,21 +40,58 @@ class Statements:
 
     def __init__(self, config: pytest.Config) -> None:
         self._options: Final = config.stash[OPTIONS]
+        self._repeats: list[str] = []
+        self._durations: Any = None
+        self._repeated: dict[str, list[str]] = {}
+        if self._options.durations:
+            from ..record.durations import Durations
+
+            self._durations = Durations()
+
+    # While a test runs
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
-        budget, kit = budget_of(item), kit_in_use(item.config)
-        if budget is None or kit is None:
+        self._repeats = []
+        kit, budget, options = kit_in_use(item.config), budget_of(item), self._options
+        if kit is None or (budget is None and options.n_plus_one == "off"):
             return (yield)
         start, before = kit.record.number, kit.record.counted
         result = yield
-        from ..record.budgets import excess
+        if budget is not None:
+            _keep_to(budget, kit, start, before)
+        if options.n_plus_one != "off":
+            from ..record.repeats import repeats
 
-        count = kit.record.counted - before
-        if told := excess(kit.record, start, count, budget, exactly=False):
-            pytest.fail(f"@pytest.mark.pgmonkey(max_queries={budget}): {told}", pytrace=False)
+            self._repeats = repeats(kit.record.since(start), options.n_plus_one_threshold)
+            if self._repeats and options.n_plus_one == "error":
+                told, self._repeats = "\n".join(self._repeats), []
+                pytest.fail(f"pgmonkey n_plus_one: {told}", pytrace=False)
         return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # what others make of a report is to be seen
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        kit = kit_in_use(item.config)
+        if kit is None:
+            return report
+        if self._is_told_in(report):
+            width = item.config.get_terminal_writer().fullwidth
+            if told := kit.timeline(width):
+                report.sections.append((_TITLE, told))
+        if report.when == "call" and self._repeats:
+            report.sections.append((_REPEATS, "\n".join(self._repeats)))
+            setattr(report, _REPEATED, self._repeats)
+        if report.when == "teardown":
+            if self._durations is not None:
+                from ..record.durations import spent
+
+                setattr(report, _SPENT, spent(kit.record.since(0)))
+            kit.record.forget()  # the next test may be one without a database
+        return report
 
     def _is_told_in(self, report: pytest.TestReport) -> bool:
         wanted = self._options.timeline
@@ -50,15 +99,35 @@ class Statements:
             return True
         return wanted != "never" and report.failed
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)  # what others make of a report is to be seen
-    def pytest_runtest_makereport(
-        self, item: pytest.Item
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        if not self._is_told_in(report):
-            return report
-        kit = kit_in_use(item.config)
-        width = item.config.get_terminal_writer().fullwidth
-        if kit is not None and (told := kit.timeline(width)):
-            report.sections.append((_TITLE, told))
-        return report
+    # In the process that writes the summary
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if found := getattr(report, _REPEATED, None):
+            self._repeated[report.nodeid] = found
+        if self._durations is not None and (found := getattr(report, _SPENT, None)):
+            self._durations.add(report.nodeid, found)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        number = len(self._repeated)
+        if number:
+            tests = "1 test runs" if number == 1 else f"{number} tests run"
+            terminalreporter.write_line(f"pgmonkey: {tests} a statement again and again")
+        for test, found in self._repeated.items():
+            for each in found:
+                terminalreporter.write_line(f"  {test}: {each}")
+        if self._durations is not None:
+            terminalreporter.ensure_newline()
+            terminalreporter.section("pgmonkey durations")
+            width = terminalreporter.config.get_terminal_writer().fullwidth
+            for line in self._durations.lines(self._options.durations, width):
+                terminalreporter.write_line(line)
+
+
+def _keep_to(budget: int, kit: Kit, start: int, before: int) -> None:
+    """Fail a test that has run more queries than its marker allows."""
+    __tracebackhide__ = True
+    from ..record.budgets import excess
+
+    count = kit.record.counted - before
+    if told := excess(kit.record, start, count, budget, exactly=False):
+        pytest.fail(f"@pytest.mark.pgmonkey(max_queries={budget}): {told}", pytrace=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections import deque
 from time import perf_counter
 from types import GeneratorType
@@ -87,6 +88,8 @@ class Record:
         self._connections = 0
         self._counts: dict[str, bool] = {}
         self._test: object = None
+        # Reentrant: a signal may run statements in the middle of a line.
+        self._counting: Final = threading.RLock()
         self.number = 0
         """How many statements the test has run, ends of transactions by methods included."""
         self.counted = 0
@@ -95,16 +98,21 @@ class Record:
 
     def begin(self) -> None:
         """Begin a test's record."""
-        self._entries.clear()
-        self._counts.clear()
+        self.forget()
         self._test = object()  # of which connections know that they are numbered in it
-        self._connections = self.number = self.counted = 0
+        self._connections = 0
         self.began = perf_counter()
         self._is_on = True
 
     def end(self) -> None:
-        """Note nothing more; what there is can be read until the next test begins."""
+        """Note nothing more; what there is can be read until it is forgotten."""
         self._is_on = False
+
+    def forget(self) -> None:
+        """Let go of all statements, and of their parameters."""
+        self._entries.clear()
+        self._counts.clear()
+        self.number = self.counted = 0
 
     def since(self, number: int) -> Iterator[Entry]:
         """Give what is known of the statements that came after so many."""
@@ -133,9 +141,14 @@ class Record:
             self._place(entry)
 
     def _add(self, statement: Statement, source: Any) -> Entry:
-        self.number += 1
+        counts = self._counts.get(statement.text)
+        if counts is None:
+            counts = self._counts[statement.text] = is_counted(statement)
         entry = Entry()
-        entry.number = self.number
+        with self._counting:
+            self.number += 1
+            self.counted += counts
+            entry.number = self.number
         entry.statement = statement
         entry.connection = self._number_of(source)
         entry.client = entry.code = entry.params = entry.rows = None
@@ -143,11 +156,6 @@ class Record:
         entry.error = ""
         entry.took, entry.in_block = 0.0, False
         entry.began = perf_counter()
-        text = statement.text
-        counts = self._counts.get(text)
-        if counts is None:
-            counts = self._counts[text] = is_counted(statement)
-        self.counted += counts
         self._entries.append(entry)
         return entry
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .record import Entry
 
-__all__ = ["group", "place_of", "shown_sql", "timeline"]
+__all__ = ["cut", "place_of", "shown_sql", "timeline"]
 
 _HIDDEN: Final = "…"
 _LITERAL: Final = re.compile(
@@ -51,7 +51,7 @@ def timeline(
     lines = [f"({missing} earlier statements are no longer known)"] if missing else []
     for (at, took, where, outcome, sql), bracket, error in zip(rows, brackets, errors, strict=True):
         before = f"{at:>{sizes[0]}} {took:>{sizes[1]}}  {where:<{sizes[2]}} {bracket} "
-        lines.append(f"{before}{_cut(sql, room):<{room}}  {outcome:>{sizes[3]}}".rstrip())
+        lines.append(f"{before}{cut(sql, room):<{room}}  {outcome:>{sizes[3]}}".rstrip())
         if error:
             lines.append(f"{'':>{len(before)}}! {error}")
     return "\n".join(lines)
@@ -193,5 +193,6 @@ def _number(rows: Any) -> int | None:
     return int(found[1]) if found else None
 
 
-def _cut(text: str, room: int) -> str:
+def cut(text: str, room: int) -> str:
+    """Give a text that is no longer than so many columns."""
     return text if len(text) <= room else f"{text[: room - 1]}…"
