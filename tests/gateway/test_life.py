@@ -331,6 +331,33 @@ def test_a_wait_for_a_handle_that_is_too_long(stage):
         assert len(stage.rollback.leads_to.take_refusals()) == 1
 
 
+def test_a_begin_waits_for_nobody(stage):
+    """The first statement may be refused; drivers take BEGIN for done, as it never fails."""
+
+    async def program(given: dict[str, str]) -> list[int]:
+        keywords = {"host": given["host"], "port": int(given["port"]), "user": given["user"]}
+        first, second = [
+            await asyncpg.connect(**keywords, database=given["dbname"]) for _ in range(2)
+        ]
+        async with first.transaction():
+            await first.execute("INSERT INTO t VALUES (1)")
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                async with second.transaction():
+                    await second.execute("INSERT INTO t VALUES (2)")
+            async with second.transaction(isolation="serializable"):
+                pass  # it has done nothing
+        async with second.transaction():
+            await second.execute("INSERT INTO t VALUES (3)")
+        found = [row["n"] for row in await first.fetch(TAKEN)]
+        await first.close()
+        await second.close()
+        return found
+
+    with stage.test(), stage.waiting(0.1):
+        assert asyncio.run(program(stage.conninfo())) == [1, 3]
+        assert len(stage.rollback.leads_to.take_refusals()) == 1
+
+
 def test_a_wait_for_a_client_that_is_too_long(stage):
     """A client that waits for another gets 55P03; a transaction of its own has failed then."""
     with stage.test(), stage.waiting(0.1):

@@ -791,7 +791,7 @@ def test_a_kept_database_is_the_clone_s(
     scratch: tuple[str, ...],
 ) -> None:
     """Of a test that was moved and has failed there."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pytester.makepyfile(
         """
         def test_wrong(pgmonkey):
@@ -940,3 +940,54 @@ def test_a_test_that_asks_by_name(pytester: pytest.Pytester, cached: Run) -> Non
     first.assert_outcomes(failed=1, passed=1)
     assert "its next run begins in a clone" in first.stdout.str()
     cached().assert_outcomes(passed=2)
+
+
+def test_outcomes_of_a_refused_teardown(
+    pytester: pytest.Pytester, run: Run, attempts: Callable[[], list[str]]
+) -> None:
+    """The test is counted once; what fails in the second run is the teardown's."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def vacuums(pgmonkey):
+            yield
+            pgmonkey.execute("VACUUM")
+
+        @pytest.mark.xfail(strict=True)
+        def test_is_expected(vacuums):
+            assert 0
+
+        def test_skips(vacuums, pgmonkey):
+            if "clone" in str(pgmonkey):
+                pytest.skip("there")
+
+        def test_fails(vacuums, pgmonkey):
+            assert "clone" not in str(pgmonkey)
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=2, xfailed=1, errors=1)
+    assert len(attempts()) == 6
+
+
+def test_data_for_every_test_from_within_one(pytester: pytest.Pytester, run: Run) -> None:
+    """Later clones have it: they are copied anew."""
+    pytester.makepyfile(
+        """
+        import psycopg
+        import pytest
+
+        @pytest.mark.pgmonkey(isolation="clone")
+        def test_writes(pgmonkey, pgmonkey_database):
+            pgmonkey.execute("CREATE TABLE own ()")
+            with pgmonkey_database.unblock(), psycopg.connect(pgmonkey_database.dsn) as conn:
+                conn.execute("CREATE TABLE common ()")
+
+        @pytest.mark.parametrize("n", range(3))
+        def test_finds(pgmonkey, n):
+            pgmonkey.execute("VACUUM common")
+        """
+    )
+    run("-p", "no:randomly").assert_outcomes(passed=4)

@@ -233,18 +233,35 @@ class SecondRuns:
             if when != "teardown":
                 run.undo()
             run.renew()
-            try:
-                result = run.run(hooks.pytest_runtest_setup)
-                if when != "setup":
-                    result = run.run(hooks.pytest_runtest_call)
-                if when == "teardown" and (failure := internals.failure_of(run.item)) is not None:
-                    raise failure
-            finally:
-                if when == "teardown":
-                    hooks.pytest_runtest_teardown(item=run.item, nextitem=nextitem)
-            return result
+            if when == "teardown":
+                self._move_whole(run, nextitem)
+                return None
+            result = run.run(hooks.pytest_runtest_setup)
+            return result if when == "setup" else run.run(hooks.pytest_runtest_call)
         finally:
             self._is_again = False
+
+    @staticmethod
+    def _move_whole(run: _Run, nextitem: pytest.Item | None) -> None:
+        """Run all of a test within its teardown: its call was reported as one that has not failed.
+
+        What it ends with is the teardown's, unless that would be told as another outcome.
+        """
+        __tracebackhide__ = True
+        hooks, failure = run.item.ihook, None
+        try:
+            run.run(hooks.pytest_runtest_setup)
+            run.run(hooks.pytest_runtest_call)
+            failure = internals.failure_of(run.item)
+        except (pytest.skip.Exception, pytest.xfail.Exception):
+            pass
+        except _STOPS:
+            raise
+        except BaseException as error:
+            failure = error
+        hooks.pytest_runtest_teardown(item=run.item, nextitem=nextitem)
+        if failure is not None and run.item.get_closest_marker("xfail") is None:
+            raise failure
 
     def _confirm(self, run: _Run, failure: BaseException | None) -> None:
         """Run a test that has failed in a clone, too; its own failure stays."""

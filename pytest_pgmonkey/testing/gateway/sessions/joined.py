@@ -290,13 +290,14 @@ class JoinedSession:
             self._unless_it_left()
             return
         self._client.statements.remove(b"")  # as a server does
-        if len(parts) == 1 and parts[0].plain and self._at_once(message.raw, parts[0]):
-            pass
-        elif parts:
-            self._operate(self._settled(self._query(message.raw, parts, text)))
-        else:
+        if not parts:
             self._client.out += wire.EMPTY_QUERY
+        elif not (len(parts) == 1 and self._is_quick(message.raw, parts[0])):
+            self._operate(self._settled(self._query(message.raw, parts, text)))
         self._tell_ready()
+
+    def _is_quick(self, raw: bytes, part: Statement) -> bool:
+        return self._at_once(raw, part) if part.plain else self._puts_off(part)
 
     def _unless_it_left(self) -> None:
         if not self._client.widens:
@@ -333,6 +334,24 @@ class JoinedSession:
             return True
         member.busy = False
         return False
+
+    def _puts_off(self, part: Statement) -> bool:
+        """Answer a BEGIN that would have to wait, or the end of what has not begun yet.
+
+        Only the first statement that needs the turn may be refused it: drivers do not expect BEGIN
+        to fail (asyncpg takes the transaction for open all the same).
+        """
+        member = self.member
+        if part.verb is Verb.BEGIN and not (self._begun or member.open or member.turn.take(member)):
+            self._begun = part.text.encode(errors=_ODD)
+            self.tag(b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN")
+        elif part.verb in (Verb.COMMIT, Verb.ROLLBACK) and self._begun and not part.chains:
+            self._begun = b""
+            self.tag(b"COMMIT" if part.verb is Verb.COMMIT else b"ROLLBACK")
+        else:
+            return False
+        self._exchange.release()
+        return True
 
     def _passing(self, raw: bytes, part: Statement) -> Steps:
         transaction = self.member.transaction
