@@ -69,8 +69,8 @@ class Refusals:
         self._waits: list[str] = []
 
     def begin(self, *, moves: bool) -> None:
-        """Begin a test: nothing was refused yet."""
-        self.moves, self.first = moves, ""
+        """Begin a test: nothing was refused yet, whatever clients were between tests."""
+        self.moves, self.first, self._waits = moves, "", []
 
     def note(self, what: str) -> None:
         """Take note of one."""
@@ -82,11 +82,15 @@ class Refusals:
             return timeout
         return 0.0 if self.first else min(timeout, _MOVED_PATIENCE)
 
-    def wait(self, what: str) -> WaitRefusedError:
-        """Give the error of a wait that is refused; a thread of the application may hide it."""
-        self.note(what)
+    def wait(self, what: str, *, counts: bool = True) -> WaitRefusedError:
+        """Give the error of a wait that is refused; a thread of the application may hide it.
+
+        Where it does not count, the test has ended for who waits.
+        """
         message = f"{what}. {_WAIT_ADVICE}"
-        self._waits.append(message)
+        if counts:
+            self.note(what)
+            self._waits.append(message)
         return WaitRefusedError(message)
 
     def take_waits(self) -> list[str]:

@@ -23,6 +23,8 @@ class Holder(Protocol):
     """Between two statements of a transaction that has perhaps only read."""
     returned: bool
     """Whether its loan has ended."""
+    ended: str
+    """Why it can do nothing any more."""
 
     @property
     def open(self) -> bool:
@@ -183,5 +185,6 @@ class Turn(Queue):
             by = holder.name.replace("the connection", "the one", 1)
         return self._refusals.wait(
             f"{member.name} waited {timeout:g} s for {by}, whose transaction is open with "
-            "changes that are not committed"
+            "changes that are not committed",
+            counts=not member.ended,
         )
