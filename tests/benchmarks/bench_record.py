@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pytest_pgmonkey import sources
 from pytest_pgmonkey.testing import passage
 from pytest_pgmonkey.testing.interception import Interception
 from pytest_pgmonkey.testing.kit import Kit
@@ -43,7 +44,8 @@ def main() -> int:
             rootdir=path,
             called_from=path,
         )
-        kit = Kit(options, Interception({}, lambda: True, everything=True), sys.exit)
+        interception = sources.interceptor = Interception({}, lambda: True, everything=True)
+        kit = Kit(options, interception, sys.exit)
         try:
             kit.prepare([])
             kit.begin("rollback")
@@ -57,6 +59,7 @@ def main() -> int:
             kit.end()
         finally:
             kit.close()
+            sources.interceptor = None
     without, with_record = (value / STATEMENTS * 1e6 for value in best.values())
     cost = with_record - without
     print(f"{cost:.2f} µs ({without:.2f} without, {with_record:.2f} with), goal {GOAL}")

@@ -6,14 +6,13 @@ One for each process, in the passage: it sees handles and clients, in either iso
 from __future__ import annotations
 
 import re
-import sys
-import threading
 from collections import deque
+from itertools import count
 from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
-from ..sandbox.core.places import Peer, is_passed_over
+from ..sandbox.core.places import Peer, user_code
 from ..sql.lexer import Verb, statements
 
 if TYPE_CHECKING:
@@ -38,7 +37,11 @@ _ENDS: Final = {word: statements(word)[0] for word in ("COMMIT", "ROLLBACK")}
 
 
 class Entry:
-    """One statement, or the end of a transaction by a driver's method."""
+    """One statement, or the end of a transaction by a driver's method.
+
+    `number` tells how many came before it in the test, and it; `connection` is numbered as they
+    came.
+    """
 
     __slots__ = (
         "began",
@@ -55,24 +58,22 @@ class Entry:
         "took",
     )
 
-    number: int
-    """How many came before it in the test, and it."""
-    began: float
-    """Seconds since some time in the past."""
-    took: float
-    connection: int
-    """Numbered as they came."""
-    client: Peer | None
-    """Where it came from, if through the gateway; else from an instruction of this code."""
-    code: CodeType | None
-    instruction: int
-    statement: Statement
-    params: Any
-    rows: Any
-    """Their number, or the status tag that has it."""
-    error: str
-    in_block: bool
-    """Whether a transaction of the application's own was open after it."""
+    def __init__(self, number: int, statement: Statement, connection: int) -> None:
+        self.number = number
+        self.statement = statement
+        self.connection = connection
+        self.client: Peer | None = None
+        """Where it came from, if through the gateway; else from an instruction of this code."""
+        self.code: CodeType | None = None
+        self.instruction = -1
+        self.params: Any = None
+        self.rows: Any = None
+        """Their number, or the status tag that has it."""
+        self.error = ""
+        self.in_block = False
+        """Whether a transaction of the application's own was open after it."""
+        self.took = 0.0
+        self.began = perf_counter()
 
 
 class Record:
@@ -83,24 +84,18 @@ class Record:
 
     def __init__(self, read: Callable[[Any], tuple[Any, Any, Any]]) -> None:
         self._read: Final = read
-        self._entries: deque[Entry] = deque(maxlen=_MOST)
         self._is_on = False
-        self._connections = 0
         self._counts: dict[str, bool] = {}
         self._test: object = None
-        # Reentrant: a signal may run statements in the middle of a line.
-        self._counting: Final = threading.RLock()
-        self.number = 0
-        """How many statements the test has run, ends of transactions by methods included."""
-        self.counted = 0
-        """How many of them are the application's own queries."""
+        self._connections = count(1)
         self.began = 0.0
+        self.forget()
 
     def begin(self) -> None:
         """Begin a test's record."""
         self.forget()
         self._test = object()  # of which connections know that they are numbered in it
-        self._connections = 0
+        self._connections = count(1)
         self.began = perf_counter()
         self._is_on = True
 
@@ -110,15 +105,27 @@ class Record:
 
     def forget(self) -> None:
         """Let go of all statements, and of their parameters."""
-        self._entries.clear()
+        self._entries: deque[Entry] = deque(maxlen=_MOST)
         self._counts.clear()
-        self.number = self.counted = 0
+        # Threads add to both; their length is right all the same.
+        self._all: list[None] = []
+        self._counted: list[None] = []
+
+    @property
+    def number(self) -> int:
+        """How many statements the test has run, ends of transactions by methods included."""
+        return len(self._all)
+
+    @property
+    def counted(self) -> int:
+        """How many of them are the application's own queries."""
+        return len(self._counted)
 
     def since(self, number: int) -> Iterator[Entry]:
         """Give what is known of the statements that came after so many."""
         return (entry for entry in list(self._entries) if entry.number > number)
 
-    # What passes
+    # What passes: each statement pays for these lines
 
     def passing(self, statement: Statement, operation: Any, run: Steps) -> Steps:
         """Note a statement that is about to run; gives the generator that runs it."""
@@ -131,49 +138,31 @@ class Record:
         source, cursor, params = self._read(operation)
         entry = self._add(statement, source)
         entry.params = params
-        self._place(entry)
+        entry.code, entry.instruction = user_code(6)
         return self._of_cursor(entry, source, cursor, run)
 
     def note_end(self, source: Any, word: str) -> None:
         """Note that a connection's method has ended its transaction: COMMIT or ROLLBACK."""
         if self._is_on:
             entry = self._add(_ENDS[word], source)
-            self._place(entry)
+            entry.code, entry.instruction = user_code(3)
 
     def _add(self, statement: Statement, source: Any) -> Entry:
         counts = self._counts.get(statement.text)
         if counts is None:
             counts = self._counts[statement.text] = is_counted(statement)
-        entry = Entry()
-        with self._counting:
-            self.number += 1
-            self.counted += counts
-            entry.number = self.number
-        entry.statement = statement
-        entry.connection = self._number_of(source)
-        entry.client = entry.code = entry.params = entry.rows = None
-        entry.instruction = -1
-        entry.error = ""
-        entry.took, entry.in_block = 0.0, False
-        entry.began = perf_counter()
+        if counts:
+            self._counted.append(None)
+        self._all.append(None)
+        known: tuple[object, int] | None = getattr(source, "pgmonkey_record", None)
+        if known is None or known[0] is not self._test:
+            known = source.pgmonkey_record = self._test, next(self._connections)
+        entry = Entry(len(self._all), statement, known[1])
         self._entries.append(entry)
         return entry
 
-    def _number_of(self, source: Any) -> int:
-        known: tuple[object, int] | None = getattr(source, "pgmonkey_record", None)
-        if known is None or known[0] is not self._test:
-            self._connections += 1
-            known = source.pgmonkey_record = self._test, self._connections
-        return known[1]
-
     @staticmethod
-    def _place(entry: Entry) -> None:
-        frame = sys._getframe(3)
-        while frame.f_back is not None and is_passed_over(frame.f_code.co_filename, frame):
-            frame = frame.f_back
-        entry.code, entry.instruction = frame.f_code, frame.f_lasti
-
-    def _of_cursor(self, entry: Entry, source: Any, cursor: Any, run: Steps) -> Steps:
+    def _of_cursor(entry: Entry, source: Any, cursor: Any, run: Steps) -> Steps:
         try:
             results = yield from run
         except BaseException as error:
@@ -185,7 +174,8 @@ class Record:
         entry.rows = results[-1].ntuples if results else cursor.rowcount
         return results
 
-    def _of_client(self, entry: Entry, client: Any, run: Steps) -> Steps:
+    @staticmethod
+    def _of_client(entry: Entry, client: Any, run: Steps) -> Steps:
         try:
             results = yield from run
         except BaseException as error:

@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
 _PACKAGE: Final = __name__.split(".", 1)[0]
-_PASSED_OVER: Final = frozenset((_PACKAGE, "contextlib", "psycopg", "psycopg_pool", "asyncio"))
+_PACKAGES: Final = frozenset((_PACKAGE, "contextlib", "psycopg", "psycopg_pool", "asyncio"))
 
 
 class Place(NamedTuple):
@@ -42,19 +42,35 @@ Origin = Place | Peer
 
 def caller() -> Place:
     """Give the innermost line that belongs neither to the kit nor to psycopg."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and is_passed_over(frame.f_code.co_filename, frame):
-        frame = frame.f_back
+    frame = _user_frame(2)
     return Place(frame.f_code.co_filename, frame.f_lineno)
 
 
-_known: Final[dict[str, bool]] = {}
+def user_code(depth: int) -> tuple[CodeType, int]:
+    """Give the same as a code object and an instruction in it, of which a line costs nothing yet.
+
+    `depth` is the number of callers that are the kit's for sure.
+    """
+    frame = _user_frame(depth + 1)
+    return frame.f_code, frame.f_lasti
 
 
-def is_passed_over(file: str, frame: FrameType) -> bool:
-    """Whether a frame is the kit's, psycopg's or asyncio's: nobody looks for a cause there."""
-    known = _known.get(file)
-    if known is None:
-        module = str(frame.f_globals.get("__name__", ""))
-        known = _known[file] = module.split(".", 1)[0] in _PASSED_OVER
-    return known
+def _user_frame(depth: int) -> FrameType:
+    frame = sys._getframe(depth)
+    while (passed := _passed_over.get(frame.f_code.co_filename)) is not False:
+        if passed is None:
+            _judge(frame)
+        elif frame.f_back is None:
+            break
+        else:
+            frame = frame.f_back
+    return frame
+
+
+# By file; each statement pays for the question.
+_passed_over: Final[dict[str, bool]] = {}
+
+
+def _judge(frame: FrameType) -> None:
+    module = str(frame.f_globals.get("__name__", ""))
+    _passed_over[frame.f_code.co_filename] = module.split(".", 1)[0] in _PACKAGES
