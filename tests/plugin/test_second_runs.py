@@ -991,3 +991,39 @@ def test_data_for_every_test_from_within_one(pytester: pytest.Pytester, run: Run
         """
     )
     run("-p", "no:randomly").assert_outcomes(passed=4)
+
+
+def test_a_time_out_in_a_refused_teardown(pytester: pytest.Pytester, run: Run) -> None:
+    """Wider fixtures end as ever, though the test is not run again."""
+    pytest.importorskip("pytest_timeout", reason="needs pytest-timeout: pip install '.[dev]'")
+    pytester.makepyfile(
+        """
+        import threading
+
+        import psycopg
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def of_the_module():
+            yield
+            print("the module ends")
+
+        @pytest.fixture
+        def hangs(pgmonkey):
+            yield
+            try:
+                pgmonkey.execute("VACUUM")
+            except psycopg.Error:
+                threading.Event().wait()
+
+        def test_warm(pgmonkey):
+            pass
+
+        @pytest.mark.timeout(2)
+        def test_hangs(of_the_module, hangs):
+            pass
+        """
+    )
+    result = run("-s", "-p", "no:randomly")
+    result.assert_outcomes(passed=2, errors=1)
+    assert "the module ends" in result.stdout.str()

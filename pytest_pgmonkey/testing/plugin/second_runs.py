@@ -178,16 +178,17 @@ class SecondRuns:
             runner.pytest_runtest_teardown(item=item, nextitem=item.parent)
         except _STOPS:
             raise
-        except BaseException:
-            if not self._is_to_move(run):
+        except BaseException as error:
+            if not self._is_to_move(run, error):
                 runner.pytest_runtest_teardown(item=item, nextitem=nextitem)
             raise
-        if self._is_to_move(run):
+        if self._is_to_move(run, None):
             raise _InTeardownError
 
     @staticmethod
-    def _is_to_move(run: _Run) -> bool:
-        return bool(run.refusal) and not (run.is_told or run.has_failed)
+    def _is_to_move(run: _Run, failure: BaseException | None) -> bool:
+        was_told = run.is_told or run.has_failed
+        return bool(run.refusal) and not (was_told or _is_timeout(failure))
 
     def _expect(self, item: pytest.Item) -> None:
         run = self._run = _Run(item)
@@ -214,7 +215,7 @@ class SecondRuns:
             return result
         if run.refusal:
             run.remember()
-            if self._is_to_move(run) and not _is_timeout(failure):
+            if self._is_to_move(run, failure):
                 if failure is not None:
                     _let_go(failure)
                 return self._move(run, when, nextitem)
