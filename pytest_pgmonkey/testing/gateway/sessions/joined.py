@@ -342,7 +342,8 @@ class JoinedSession:
         to fail (asyncpg takes the transaction for open all the same).
         """
         member = self.member
-        if part.verb is Verb.BEGIN and not (self._begun or member.open or member.turn.take(member)):
+        waits = member.turn.is_kept_from(member) and not self._outside
+        if part.verb is Verb.BEGIN and waits and not (self._begun or member.open):
             self._begun = part.text.encode(errors=_ODD)
             self.tag(b"START TRANSACTION" if part.words[0] == "START" else b"BEGIN")
         elif part.verb in (Verb.COMMIT, Verb.ROLLBACK) and self._begun and not part.chains:

@@ -78,6 +78,11 @@ class Turn(Queue):
         else:
             self.leave(waiter.token)
 
+    def is_kept_from(self, member: Holder) -> bool:
+        """Whether somebody has it who does not give it up just now."""
+        holder = self.holder
+        return not (holder is None or holder is member or holder.yielding)
+
     def hold(self, member: Holder) -> bool:
         """Have the turn to the end, where a member has it; gives whether it has.
 
