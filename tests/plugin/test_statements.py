@@ -507,8 +507,8 @@ def test_durations(pytester: pytest.Pytester, run: Run, distributed: tuple[str, 
 
         @pytest.mark.parametrize("n", range(3))
         def test_sleeps(pgmonkey, n):
-            pgmonkey.execute("SELECT pg_sleep(%s)", [n / 20])
-            pgmonkey.execute("SELECT pg_sleep(%s)", [n / 20])
+            for _ in range(2):
+                pgmonkey.execute("SELECT pg_sleep(%s)", [[0, 0.05, 0.5][n]])
             pgmonkey.execute("SELECT 1")
 
         def test_without():
@@ -521,9 +521,9 @@ def test_durations(pytester: pytest.Pytester, run: Run, distributed: tuple[str, 
     begin = next(n for n, line in enumerate(lines) if "= pgmonkey durations =" in line)
     shown = [" ".join(line.split()) for line in lines[begin + 1 : begin + 9]]
     assert shown[0] == "total ms count statement, and the test that spent most on it"
-    assert re.fullmatch(r"3\d\d\.\d 6 SELECT pg_sleep\(%s\)", shown[1])
+    assert re.fullmatch(r"\d+\.\d 6 SELECT pg_sleep\(%s\)", shown[1])
     assert shown[2] == "test_it.py::test_sleeps[2]"
     assert re.fullmatch(r"\d+\.\d 3 SELECT 1", shown[3])
     assert shown[5] == "total ms count test"
-    assert re.fullmatch(r"2\d\d\.\d 3 test_it.py::test_sleeps\[2\]", shown[6])
-    assert re.fullmatch(r"1\d\d\.\d 3 test_it.py::test_sleeps\[1\]", shown[7])
+    assert re.fullmatch(r"\d+\.\d 3 test_it.py::test_sleeps\[2\]", shown[6])
+    assert re.fullmatch(r"\d+\.\d 3 test_it.py::test_sleeps\[1\]", shown[7])
