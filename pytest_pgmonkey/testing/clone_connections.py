@@ -62,9 +62,9 @@ class AsyncCloneConnection(_Past, psycopg.AsyncConnection[Any]):
         return await super().wait(_past_the_passage(self, gen), *args, **kwargs)
 
 
-def _past_the_passage(conn: Any, gen: Any) -> Generator[Any, Any, Any]:
+def _past_the_passage(conn: Any, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     if conn._is_ours:
-        return gen  # type: ignore[no-any-return]
+        return gen
     if word := end_of(gen):
         return _ending(conn, gen, word)
     parts = _statements(conn, gen)

@@ -97,7 +97,8 @@ class Kit:
         self.record = Record(call_of)
         self.may_clone = False
         """Whether the test that began last is in rollback isolation and could be in a clone."""
-        self._may_move = False
+        self.may_move = False
+        """Whether it is run in a clone if it is refused anything."""
         self.has_moved = False
         """Whether the test that began last is in a clone although it did not ask for one."""
         self.files = ConfigFiles()
@@ -292,11 +293,11 @@ class Kit:
         self.has_moved = could and isolation == "auto" and needs_clone
         is_cloned = isolation == "clone" or self.has_moved
         self.may_clone = could and not is_cloned
-        self._may_move = self.may_clone and isolation == "auto"
+        self.may_move = self.may_clone and isolation == "auto"
         test: Isolation = self._clone() if is_cloned else self._rollback
         test.begin()
         self.record.begin()
-        self._rollback.refusals.begin(moves=self._may_move)
+        self._rollback.refusals.begin(moves=self.may_move)
         self.isolation = test
         self._interception.begin_test(test)
 
@@ -308,18 +309,13 @@ class Kit:
         return CloneIsolation(self._clones, self.server, CloneConnector, retire)
 
     @property
-    def may_move(self) -> bool:
-        """Whether the test that began last is run in a clone if it is refused anything."""
-        return self._may_move
-
-    @property
     def refusal(self) -> str:
         """Why the test that began last is to be run in a clone; empty where it is not."""
-        return self._rollback.refusals.first if self._may_move else ""
+        return self._rollback.refusals.first if self.may_move else ""
 
     def expect_test(self) -> None:
         """Forget what is known of the last test."""
-        self.may_clone = self._may_move = self.has_moved = False
+        self.may_clone = self.may_move = self.has_moved = False
 
     def end(self) -> tuple[list[str], list[str]]:
         """End a test: undo it, and give its failures and what else its report should tell.

@@ -50,11 +50,12 @@ _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 class _Wish:
     """What a test asks of the kit."""
 
-    __slots__ = ("isolation", "problem")
+    __slots__ = ("budget", "isolation", "problem")
 
-    def __init__(self, isolation: str, problem: str = "") -> None:
+    def __init__(self, isolation: str, problem: str = "", budget: int | None = None) -> None:
         self.isolation: Final = isolation
         self.problem: Final = problem
+        self.budget: Final = budget
 
 
 _WISH: Final = pytest.StashKey[_Wish]()
@@ -66,11 +67,12 @@ def _wish_of(item: pytest.Item) -> _Wish:
         if problem := _marker_problem(marker):
             return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
     isolation = str(_marked(item, "isolation", item.config.stash[OPTIONS].isolation))
-    if isolation != "rollback" and (shared := shared_data_of(item)):
-        if isolation == "auto":
-            return _Wish("rollback")
-        return _Wish(isolation, _NO_DATA.format(shared))
-    return _Wish(isolation)
+    shared, problem = shared_data_of(item), ""
+    if shared and isolation == "auto":
+        isolation = "rollback"
+    elif shared and isolation == "clone":
+        problem = _NO_DATA.format(shared)
+    return _Wish(isolation, problem, _marked(item, "max_queries", None))
 
 
 def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
@@ -97,8 +99,8 @@ def _marker_problem(marker: pytest.Mark) -> str:
 
 def budget_of(item: pytest.Item) -> int | None:
     """Give how many queries the call of a test may run, if its marker says so."""
-    budget: int | None = _marked(item, "max_queries", None)
-    return budget
+    wish = item.stash.get(_WISH, None)
+    return wish.budget if wish is not None else None
 
 
 def shared_data_of(item: pytest.Item) -> str:

@@ -134,12 +134,12 @@ class Record:
         if type(operation) is not GeneratorType:
             entry = self._add(statement, operation)
             entry.client = operation.origin
-            return self._of_client(entry, operation, run)
+            return self._watched(entry, operation, None, run)
         source, cursor, params = self._read(operation)
         entry = self._add(statement, source)
         entry.params = params
         entry.code, entry.instruction = user_code(6)
-        return self._of_cursor(entry, source, cursor, run)
+        return self._watched(entry, source, cursor, run)
 
     def note_end(self, source: Any, word: str) -> None:
         """Note that a connection's method has ended its transaction: COMMIT or ROLLBACK."""
@@ -162,7 +162,8 @@ class Record:
         return entry
 
     @staticmethod
-    def _of_cursor(entry: Entry, source: Any, cursor: Any, run: Steps) -> Steps:
+    def _watched(entry: Entry, source: Any, cursor: Any, run: Steps) -> Steps:
+        """Run a statement of a cursor, or of a client where there is none, and note its end."""
         try:
             results = yield from run
         except BaseException as error:
@@ -171,20 +172,10 @@ class Record:
         finally:
             entry.took = perf_counter() - entry.began
             entry.in_block = source.in_block
-        entry.rows = results[-1].ntuples if results else cursor.rowcount
-        return results
-
-    @staticmethod
-    def _of_client(entry: Entry, client: Any, run: Steps) -> Steps:
-        try:
-            results = yield from run
-        except BaseException as error:
-            entry.error = _shown(error)
-            raise
-        finally:
-            entry.took = perf_counter() - entry.began
-            entry.in_block = client.in_block
-        entry.rows = client.tag
+        if results and cursor is not None:
+            entry.rows = results[-1].ntuples
+        else:
+            entry.rows = source.tag if cursor is None else cursor.rowcount
         return results
 
 
