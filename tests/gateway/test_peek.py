@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -1501,6 +1502,29 @@ def test_nothing_is_written_or_locked_in_a_clone(clone, by):
             wrong.append((query, str(error)))
         ask("ROLLBACK")
     assert not wrong, wrong
+
+
+def test_clones_end_while_somebody_looks(process):
+    """Whatever a looker is at just then, the test ends, and it has not failed."""
+
+    def look(dsn: str, has_looked: threading.Event, ends: threading.Event) -> None:
+        while not ends.is_set():
+            # The end of a test is an error for its lookers.
+            with suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True) as conn:
+                conn.execute("SELECT count(*) FROM t, pg_class")
+                has_looked.set()
+                conn.execute("TABLE t")
+
+    for _ in range(12):
+        ends, looked = threading.Event(), [threading.Event() for _ in range(3)]
+        with ThreadPoolExecutor(3) as threads:
+            try:
+                with process.test("clone") as test:
+                    looks = [threads.submit(look, test.peek, each, ends) for each in looked]
+                    assert all(each.wait(PATIENCE) for each in looked)
+            finally:
+                ends.set()
+            assert [each.exception() for each in looks] == [None] * 3
 
 
 def test_definitions_change_while_somebody_looks_at_a_clone(clone):

@@ -288,8 +288,7 @@ class CloneLookSession(_LookingSession):
 
     def end(self) -> None:
         """End the session from another thread: its database is dropped next."""
-        self._own.reset()
-        self._own.close()
+        self._own.abandon()
 
     def close(self) -> None:
         super().close()

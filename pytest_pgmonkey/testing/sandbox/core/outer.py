@@ -279,8 +279,8 @@ class OuterTransaction:
         """End a backend that somebody still uses, from another connection."""
         for member in list(backend.members):
             member.disown()
-        self._forget()
         self._given_up.append(backend)
+        self._forget()
         conninfo: Any = {"connect_timeout": "10", **self.conninfo}
         try:
             with psycopg.connect(**conninfo, autocommit=True) as conn:
@@ -361,6 +361,12 @@ class OuterTransaction:
             backend.pop_frame()
             for outer in self._scopes:
                 outer.member.come_back()
+
+    def abandon(self) -> None:
+        """End the session from a thread other than the one that uses and closes it."""
+        backend = self._backend
+        if backend is not None:
+            self._give_up(backend)
 
     def close(self) -> None:
         """End the session with the server."""
