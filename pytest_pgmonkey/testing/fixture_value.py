@@ -13,6 +13,7 @@ from .addresses.urls import url_of
 from .record.budgets import Budget
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from psycopg import Cursor
@@ -131,6 +132,16 @@ class PGMonkey:
     def assert_max_num_queries(self, number: int) -> Budget:
         """Give a block in which at most so many queries run; see `assert_num_queries`."""
         return Budget(self._kit.record, number, exactly=False)
+
+    def checkpoint(self) -> AbstractContextManager[None]:
+        """Give a block after which the test's data is as it was before.
+
+        What any connection or client has written inside is undone, committed or not; so are
+        transactions and settings of connections that were there before. Use it with `with` in sync
+        and async tests; blocks may be nested. Raises KitError in clone isolation, and SandboxError
+        at its beginning or its end where a statement or a pipeline is under way.
+        """
+        return self._kit.checkpoint()
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
         """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
+    from .sandbox.checkpoints import Checkpoint
     from .sandbox.core.outer import OuterTransaction, Scope
     from .servers.server import Server, Worker
 
@@ -53,6 +54,12 @@ __all__ = ["Kit"]
 _NOT_IN_A_CLONE: Final = (
     "a client has written in a transaction that it began outside of the test and that is still "
     "open; a clone does not have that data. Use isolation='rollback', or end the transaction"
+)
+
+
+_NO_CHECKPOINT: Final = (
+    "pgmonkey.checkpoint() undoes nothing in clone isolation, where every commit is real. Mark the "
+    "test with @pytest.mark.pgmonkey(isolation='rollback'), or let each case be a test of its own"
 )
 
 
@@ -312,6 +319,20 @@ class Kit:
     def refusal(self) -> str:
         """Why the test that began last is to be run in a clone; empty where it is not."""
         return self._rollback.refusals.first if self.may_move else ""
+
+    def checkpoint(self) -> Checkpoint:
+        """Give a block that is undone by itself; its test is not run again in a clone.
+
+        Raises KitError in clone isolation.
+        """
+        from .sandbox.checkpoints import Checkpoint
+        from .sandbox.core.outer import OuterTransaction
+
+        lead = self.isolation.leads_to
+        if not isinstance(lead, OuterTransaction):
+            raise KitError(_NO_CHECKPOINT)
+        self.may_clone = self.may_move = self._rollback.refusals.moves = False
+        return Checkpoint(lead)
 
     def expect_test(self) -> None:
         """Forget what is known of the last test."""

@@ -24,9 +24,10 @@ from helpers.waiting import PATIENCE, until
 from psycopg.conninfo import conninfo_to_dict
 
 from gateway import raw
+from gateway.process import INSERT, Process, Raw, Told, numbers
 from gateway.raw import FLUSH, RawClient
 from gateway.raw import SYNC as SYNC_MESSAGE
-from gateway.test_wider import INSERT, Process, Raw, Told, numbers, refuses
+from gateway.test_wider import refuses
 from pytest_pgmonkey.testing.sandbox.psycopg_door.connections import SandboxConnection
 
 if TYPE_CHECKING:
@@ -105,34 +106,6 @@ class Scene:
         answers = looker.socket.until()
         errors = [body["C"] for kind, body in answers if kind == "E"]
         return errors == ["57014"] and answers[-1] == ("Z", b"I")
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
-    """The one process of the module's tests; another, where a test has spoiled it."""
-    made: list[Process] = []
-    yield made
-    for process in made:
-        process.close()
-
-
-@pytest.fixture
-def process(
-    processes: list[Process], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Process]:
-    """A process whose database is as it was after the test."""
-    if not processes:
-        processes.append(Process(tmp_path_factory.mktemp("process")))
-    process = processes.pop()
-    try:
-        with process.stack:
-            yield process
-        assert process.real() == process.at_first
-        assert process.numbers() == []
-    except BaseException:
-        process.close()
-        raise
-    processes.append(process)
 
 
 @pytest.fixture

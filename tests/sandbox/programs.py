@@ -427,7 +427,11 @@ class Run:
 
     async def stream(self, held: Slot, fails: bool) -> None:
         held.streamed = True
-        query = "SELECT 1/(2 - i) FROM generate_series(1, 3) i" if fails else "SELECT n FROM t"
+        query = (
+            "SELECT 1/(2 - i) FROM generate_series(1, 3) i"
+            if fails
+            else "SELECT n FROM t ORDER BY n"
+        )
         rows = held.conn.cursor().stream(query)
         if hasattr(rows, "__aiter__"):
             self.world.note([row async for row in rows])

@@ -18,7 +18,7 @@ class Leftovers:
     A framework for tests may keep one open over many tests, and undo each by a savepoint.
     """
 
-    __slots__ = ("_savepoints", "_used_savepoints", "may_be_there")
+    __slots__ = ("_floor", "_savepoints", "_used_savepoints", "may_be_there")
 
     def __init__(self) -> None:
         self.clear()
@@ -27,6 +27,7 @@ class Leftovers:
         """Begin anew."""
         self.may_be_there = False
         self._used_savepoints = False
+        self._floor = 0
         # Those that stand, each with whether anything was left when it was made.
         self._savepoints: list[tuple[str, bool]] = []
 
@@ -38,16 +39,16 @@ class Leftovers:
         is_nothing = not (self.may_be_there or self._savepoints)
         return is_nothing and (self._used_savepoints or is_carried)
 
-    @property
-    def depth(self) -> int:
-        """How many savepoints stand."""
-        return len(self._savepoints)
+    def protect(self) -> None:
+        """Take the savepoints that stand for somebody else's from now on."""
+        self._floor = len(self._savepoints)
 
-    def depth_of(self, part: Statement) -> int:
-        """Give how many savepoints stand below the one that a RELEASE or ROLLBACK TO names.
+    def is_inside(self, part: Statement) -> bool:
+        """Whether a command for a savepoint leaves alone those that are protected."""
+        return part.words[0] == "SAVEPOINT" or self._depth_of(part) >= self._floor
 
-        All of them where it names none of these.
-        """
+    def _depth_of(self, part: Statement) -> int:
+        """Give how many savepoints stand below the one that a statement names, else all."""
         name = _name(part)
         for index in range(len(self._savepoints) - 1, -1, -1):
             if self._savepoints[index][0] == name:
@@ -63,8 +64,8 @@ class Leftovers:
         if part.words[0] == "SAVEPOINT":
             self._savepoints.append((_name(part), self.may_be_there))
             return
-        index = self.depth_of(part)
-        if part.words[0] != "RELEASE" and index < self.depth:
+        index = self._depth_of(part)
+        if part.words[0] != "RELEASE" and index < len(self._savepoints):
             self.may_be_there = self._savepoints[index][1]
             index += 1
         del self._savepoints[index:]

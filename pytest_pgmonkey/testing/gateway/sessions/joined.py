@@ -124,6 +124,10 @@ class JoinedSession:
         """Give the error of a setting that the client has asked for when it connected."""
         return wrong.error or psycopg.OperationalError("a setting of the connection is overwritten")
 
+    def begin_anew(self, command: bytes) -> None:
+        """Note that the client's transaction was undone: its next statement begins it again."""
+        self._begun = command
+
     def deliver_notice(self, result: PGresult) -> None:
         """Pass a notice on that a command of the sandbox's has caused."""
         if self._commits:
@@ -319,7 +323,7 @@ class JoinedSession:
         The shortest way, taken by nearly every statement.
         """
         member, transaction = self.member, self.member.transaction
-        member.start()  # nobody begins to look meanwhile
+        member.occupy()  # nobody begins to look meanwhile
         if (
             not self._asks_for_name((part,))
             and member.turn.take(member)

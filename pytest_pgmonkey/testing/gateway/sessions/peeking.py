@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final
-
-from psycopg import pq
 
 from ....errors import SandboxError
 from ...sandbox.core.member import Member
@@ -18,6 +15,7 @@ from ...sandbox.core.outer import OuterTransaction
 from ...sandbox.core.refusals import no_two_phase
 from ...sandbox.core.statements import CONTROL
 from ...sandbox.core.turns import Turn
+from ...sandbox.standstill import Standstill
 from ...sql.lexer import Verb
 from .joined import JoinedSession
 
@@ -34,7 +32,6 @@ __all__ = ["CloneLookSession", "PeekSession", "why_not"]
 
 _PATIENCE: Final = 0.2  # seconds for a statement of the test's
 _AGAIN: Final = 0.005
-_STATUS: Final = pq.TransactionStatus
 _READS: Final = b"BEGIN READ ONLY"
 # Neither is undone by ROLLBACK TO, or a read-only transaction does it all the same.
 _EFFECTS: Final = re.compile(
@@ -46,45 +43,25 @@ _ALONE: Final = "send BEGIN, COMMIT and ROLLBACK by themselves: a look at a test
 _NOT_HERE: Final = "{} is not for a look at a test, which only reads"
 
 
-class Look:
+class Look(Standstill):
     """The time in which somebody looks: no member's operation begins, and its next one ends it.
 
     Raises SandboxError where nothing can be read.
     """
 
     def __init__(self, outer: OuterTransaction, client: Client | None = None) -> None:
-        self._outer: Final = outer
         self._client: Final = client
-        self._thread: Final = threading.get_ident()
-        self._over: Final = threading.Event()
         self._sending: Final = threading.Lock()
         self._can_be_cancelled = False
         self._is_framed = False
         self._before: tuple[Any, ...] = ()
         self._refused = ""
-        self.status: int | None = None
-        with outer.joining:
-            self._backend: Final[Backend] = outer.backend
-            if self._backend.look is not None:
-                raise SandboxError("somebody else looks at the test just now")
-            self._backend.look = self
         try:
-            self._begin()
-        except BaseException:
-            self._end()
-            raise
+            super().__init__(outer, _PATIENCE, self._begin)
+        except SandboxError as error:
+            raise SandboxError(f"the test's data cannot be read now: {error}") from None
 
-    def _begin(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while (obstacle := self._obstacle()) and time.monotonic() < deadline:
-            time.sleep(_AGAIN)
-        backend = self._backend
-        if not obstacle:
-            backend.run_blocking()
-            obstacle = _hindrance(backend)
-            self.status = backend.pgconn.transaction_status
-        if obstacle:
-            raise SandboxError(f"the test's data cannot be read now: {obstacle}")
+    def _begin(self, backend: Backend) -> None:
         # What the end of a look would undo with it is the test's.
         self._before = backend.advisory, backend.prepared, backend.stale_cursors
         self._refused = backend.refusals.first
@@ -93,22 +70,6 @@ class Look:
         if self._is_framed:
             backend.push_frame()
 
-    def _obstacle(self) -> str:
-        """Tell what of the test is under way; empty where nothing is."""
-        for member in list(self._backend.members):
-            if member.streaming or member.pipelined or member.transaction.in_pipeline:
-                return f"{member.name} is in the middle of a COPY, a stream or a pipeline"
-            if member.busy:
-                return f"a statement of {member.name} is running"
-            if member.transaction.portal_is_open:
-                return f"a portal of {member.name} is open"
-        return ""
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is the running thread that looks."""
-        return threading.get_ident() == self._thread
-
     def allow_cancel(self) -> None:
         """Let what is sent from now on be cancelled: the savepoint stands."""
         self._can_be_cancelled = True
@@ -116,12 +77,12 @@ class Look:
     def cancel(self) -> None:
         """Cancel what is looked up; never what undoes it."""
         with self._sending:
-            if self._can_be_cancelled and self._backend.is_running:
-                self._backend.send_cancel()
+            if self._can_be_cancelled and self.backend.is_running:
+                self.backend.send_cancel()
 
     def give_way(self) -> None:
         """Have it ended and wait for that; called by whoever goes on with the test."""
-        while not self._over.wait(_AGAIN):
+        while not self.over.wait(_AGAIN):
             self.cancel()
             if self._client is not None:
                 self._client.cut_off()  # it takes nothing of what it has asked for
@@ -130,7 +91,7 @@ class Look:
         """Undo everything."""
         with self._sending:
             self._can_be_cancelled = False
-        backend = self._backend
+        backend = self.backend
         backend.advisory = False
         try:
             if not backend.dead:
@@ -147,21 +108,7 @@ class Look:
             backend.prepared |= prepared
             backend.stale_cursors |= stale_cursors
             backend.refusals.first = self._refused
-            self._end()
-
-    def _end(self) -> None:
-        self._backend.look = None
-        self._over.set()
-
-
-def _hindrance(backend: Backend) -> str:
-    if backend.dead or backend.unsettled or backend.forked:
-        return "its session is lost"
-    if backend.pgconn.transaction_status == _STATUS.INERROR:
-        return "its transaction has failed, and reads nothing before it is rolled back"
-    if backend.pgconn.transaction_status == _STATUS.ACTIVE:
-        return "a statement is under way"
-    return ""
+            self.end()
 
 
 def why_not(outer: OuterTransaction) -> str:

@@ -68,7 +68,6 @@ class WiderSession(JoinedSession):
         self._wrote = False
         self._ended = False
         self._left = False
-        self._depth = 0  # savepoints from before the test
         # Tests begin and end in another thread, between two statements.
         self.lock: Final = threading.RLock()
         self.member.keeper = self
@@ -125,8 +124,8 @@ class WiderSession(JoinedSession):
     def get_ready(self, parts: tuple[Statement, ...]) -> Steps:
         left = self.member.transaction.leftovers
         for part in parts:
-            undoes = part.verb is Verb.SAVEPOINT and part.words[0] != "SAVEPOINT"
-            if undoes and self._outer.in_test and left.depth_of(part) < self._depth:
+            undoes = part.verb is Verb.SAVEPOINT and not left.is_inside(part)
+            if undoes and self._outer.in_test:
                 raise SandboxError(_NOT_IN_A_TEST)
         yield from super().get_ready(parts)
 
@@ -170,7 +169,6 @@ class WiderSession(JoinedSession):
         if member.failed or not self._wrote:
             self._end_early()
         else:
-            self._depth = transaction.leftovers.depth
             member.stand_aside()
 
     def _has_written(self) -> bool:

@@ -425,6 +425,13 @@ class Backend:
         self.restore_frame()
         self.post(b"ROLLBACK")
 
+    def post_undo(self) -> None:
+        """Roll back the virtual transaction that is open."""
+        if self.level is Level.DIRECT:
+            self.undo_direct()
+        else:
+            self.post(UNDO)
+
     def restore_frame(self) -> None:
         """Note that all work of the current frame was undone."""
         self.level = Level.NONE
@@ -449,6 +456,12 @@ class Backend:
         self._settings_before = self.settings_of
         self._deferrable_before = self.deferrable
         self._changed = False
+
+    def mark_frame(self) -> None:
+        """Have the savepoint stand before anybody's settings change hands in the new frame."""
+        if self.is_begun:
+            self.run_blocking(b"SAVEPOINT " + _mark(len(self.frames)))
+            self.level = Level.BARE
 
     def undo_frame(self) -> None:
         """Post the end of all work of the current frame."""
@@ -487,6 +500,11 @@ class Backend:
         """Note that constraints may have come or gone."""
         self.deferrable = None
         self._changed = True
+
+    @property
+    def has_ddl(self) -> bool:
+        """Whether there was DDL in the current frame."""
+        return self._changed
 
     def find_deferrable(self) -> Steps:
         """Give the deferrable constraints, each with whether it is initially deferred."""

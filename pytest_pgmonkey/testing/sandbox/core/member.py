@@ -61,6 +61,9 @@ class MemberClient(Client, Protocol):
     def mark_closed(self, *, broken: bool) -> None:
         """Be closed from now on: by its user, or because the session is gone."""
 
+    def begin_anew(self, command: bytes) -> None:
+        """Go on in a transaction that was undone, which this command had begun."""
+
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error of a setting that is wrong in the client's configuration."""
 
@@ -201,7 +204,7 @@ class Member:
                 self.wait_for_turn()
             if self.turn.displaced is None:
                 return
-            self.start()
+            self.occupy()
             try:
                 has_turn = drive(self.displace())
             finally:
@@ -212,7 +215,7 @@ class Member:
     def bury_others(self) -> None:
         """Roll back what connections left open that were dropped unclosed."""
         if self.backend.abandoned:
-            self.start()
+            self.occupy()
             try:
                 self.backend.bury()
             finally:
@@ -244,6 +247,19 @@ class Member:
             displaced.transaction.suspended = displaced.transaction.open
         return True
 
+    def settle_reads(self) -> bool:
+        """Find whether a transaction has written that is perhaps to be displaced.
+
+        One that has not is suspended.
+        """
+        backend = self.backend
+        wrote = bool(backend.root.wait(self.has_written()))
+        if not wrote:
+            if backend.level is Level.DIRECT:
+                backend.level = Level.BARE
+            self.transaction.suspended = True
+        return wrote
+
     def has_written(self) -> Steps:
         """Find whether the open virtual transaction has a transaction id, so has written.
 
@@ -265,6 +281,14 @@ class Member:
 
     def start(self) -> None:
         """Begin an operation: the turn is this member's."""
+        self.occupy()
+        while self.turn.holder is not self and not self.ended:
+            self.busy = False
+            self.claim_turn(self.backend.root.wait)  # a checkpoint has taken it
+            self.occupy()
+
+    def occupy(self) -> None:
+        """Have nobody look from outside meanwhile, whose turn it ever is."""
         self._be_busy()
         self.thread = threading.get_ident()
         self.task = current_task()
@@ -324,6 +348,9 @@ class Member:
         if not self.steady or not self.transaction.commits_at_once:
             return False
         self._be_busy()
+        if not self.steady:  # any more
+            self.busy = False
+            return False
         self.transaction.commit_at_once()
         self._release()
         return True
@@ -333,6 +360,9 @@ class Member:
         if not self.steady or self.backend.pgconn.transaction_status not in _IN_BLOCK:
             return False
         self._be_busy()
+        if not self.steady:
+            self.busy = False
+            return False
         self.transaction.post_rollback()
         self._release()
         return True
@@ -413,7 +443,7 @@ class Member:
 
     def leave(self, because: str) -> None:
         """Return the loan from a thread of its own, in which the test may end meanwhile."""
-        self.start()  # who ends the test waits until this is no longer busy
+        self.occupy()  # who ends the test waits until this is no longer busy
         try:
             if not self.ended:
                 self.close(because)
@@ -479,11 +509,21 @@ class Member:
         self._aside.append((len(self.backend.frames), transaction.snapshot()))
         if transaction.has_local_settings:
             self.backend.settings_of = UNKNOWN  # they are for nobody else
+        transaction.leftovers.protect()
         transaction.suspended = transaction.open
         # In the test it has written nothing yet, and need not keep the turn.
         transaction.writes, transaction.surely_reads, transaction.has_modes = False, True, False
         self.streaming = self.steady = self.yielding = False
         self.turn.leave(self)
+
+    def empty(self) -> None:
+        """Go on as before it stood aside; with nothing written, where it began afterwards."""
+        if not self.come_back():
+            client, transaction = self.client, self.transaction
+            if transaction.open and client is not None:
+                client.begin_anew(transaction.modes)
+            transaction.close()
+        self.steady = self.yielding = False
 
     def undone(self) -> None:
         """Forget what was rolled back with the test around it."""

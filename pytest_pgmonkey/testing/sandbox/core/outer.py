@@ -26,6 +26,10 @@ _PATIENCE: Final = 2.0  # seconds for a statement that still runs when its test 
 _CLIENT_PATIENCE: Final = 0.5
 _POLL: Final = 0.001
 _ENDED: Final = "the test that borrowed this connection has ended"
+_LEFT_OPEN: Final = (
+    "pgmonkey.checkpoint() was still open when the test ended: use it as `with "
+    "pgmonkey.checkpoint():`"
+)
 _DIED: Final = "the server closed the test's connection while the test ran"
 
 
@@ -37,6 +41,16 @@ class ScopeConnection(Protocol):
 
 
 C = TypeVar("C", bound=ScopeConnection)
+
+
+class Checkpoint(Protocol):
+    """A part of a test that is undone by itself."""
+
+    is_over: bool
+    """Whether its block has ended, even where nothing could be undone."""
+
+    def undo(self, backend: Backend) -> None:
+        """Undo what was written inside."""
 
 
 class OuterTransaction:
@@ -59,6 +73,7 @@ class OuterTransaction:
         # Nobody joins while a test is undone. Reentrant: a signal may ask for a connection.
         self.joining: Final = threading.RLock()
         self._scopes: list[Scope[Any]] = []
+        self.checkpoints: Final[list[Checkpoint]] = []
         self._in_test = False
         self._resetting = False  # also where the reset of a test was interrupted
         self._given_up: list[Backend] = []  # libpq's side must outlive who still waits on it
@@ -159,6 +174,7 @@ class OuterTransaction:
         problems = self._take_back(backend) if backend.members or backend.abandoned else []
         if self._backend is backend:
             self._come_to_rest(backend)
+            problems += self._end_checkpoints(backend)
             problems += self._undo_test(backend, problems)
         self._resetting = False
         return problems
@@ -177,6 +193,17 @@ class OuterTransaction:
         if backend.unsettled or not is_at_rest(backend.pgconn):
             backend.unsettled = True
             backend.interrupt()
+
+    def _end_checkpoints(self, backend: Backend) -> list[str]:
+        """Undo what was written in those that the test has left open."""
+        backend.check_escape()
+        told = [_LEFT_OPEN for checkpoint in self.checkpoints if not checkpoint.is_over]
+        while self.checkpoints:
+            self.checkpoints.pop()
+            if not backend.dead and backend.escaped is None:
+                self._undo_frame(backend)
+                backend.pop_frame()
+        return told[:1]
 
     def _undo_test(self, backend: Backend, problems: list[str]) -> list[str]:
         if backend.dead:
@@ -298,6 +325,7 @@ class OuterTransaction:
         for scope in self._scopes:
             scope.lost = True
         self._scopes.clear()
+        self.checkpoints.clear()
 
     # Wider scopes
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import pq
 
+from ....errors import SandboxError
 from ...sql.leftovers import Leftovers
 from ...sql.lexer import Statement, Verb
 from ...sql.modes import Modes, transaction_modes
 from ...timeouts import with_shadows
-from .backend import UNDO, Level
+from .backend import Level
 from .handover import read
 from .refusals import RefusedError, no_notifies
 from .settings import Session, assignment, config_calls
@@ -34,6 +35,9 @@ _OPEN_CURSORS: Final = (
 )
 # Savepoints of the user's in a transaction that has none of ours would outlive its commit.
 _GUARD: Final = b"SAVEPOINT _pgmonkey_guard"
+_OLDER: Final = (
+    "this savepoint is older than the checkpoint or the test that runs, which would be lost with it"
+)
 _UNGUARD: Final = b"RELEASE _pgmonkey_guard"
 
 
@@ -135,6 +139,8 @@ class VirtualTransaction:
 
     def before(self, part: Statement, params: Any) -> Steps:
         """Take note of a statement, and do what must be done before it."""
+        if part.verb is Verb.SAVEPOINT and not self.leftovers.is_inside(part):
+            raise SandboxError(_OLDER)
         self.note(part)
         backend, verb = self.backend, part.verb
         if part.looks_at_timeouts:
@@ -379,10 +385,7 @@ class VirtualTransaction:
     def post_rollback(self) -> None:
         backend = self.backend
         if not self.suspended:
-            if backend.level is Level.DIRECT:
-                backend.undo_direct()
-            else:
-                backend.post(UNDO)
+            backend.post_undo()
         self.close()
 
     def close(self) -> None:

@@ -6,12 +6,17 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ....errors import SandboxError
 from .refusals import Refusals
 from .waiting import Queue
 
 if TYPE_CHECKING:
     from .refusals import WaitRefusedError
     from .waiting import Waiter
+
+
+class BusyError(SandboxError):
+    """Somebody is in the middle of something that comes to an end by itself."""
 
 
 class Holder(Protocol):
@@ -33,6 +38,20 @@ class Holder(Protocol):
     @property
     def name(self) -> str:
         """What it is in messages."""
+
+
+class _Nobody:
+    """Who has a turn that was seized."""
+
+    thread = 0
+    task = None
+    yielding = returned = False
+    ended = ""
+    open = True
+    name = "a checkpoint"
+
+
+_NOBODY: Final = _Nobody()
 
 
 def current_task() -> asyncio.Task[object] | None:
@@ -117,18 +136,42 @@ class Turn(Queue):
             if not displaced.open:
                 self._pass_on()
                 return
-            # It may have queued for its next statement while it was displaced.
-            for waiter in self._waiters:
-                if waiter.token is displaced:
-                    self._waiters.remove(waiter)
-                    self._serve(waiter)
-                    return
+            self._wake(displaced)
+
+    def _wake(self, holder: Holder) -> None:
+        """Serve a holder that has queued for its next statement while another was at it."""
+        for waiter in self._waiters:
+            if waiter.token is holder:
+                self._waiters.remove(waiter)
+                self._serve(waiter)
+                return
 
     def keep_displaced(self) -> Any:
         """Settle a displacement: the former holder has only read, and is suspended."""
         with self._mutex:
             displaced, self.displaced = self.displaced, None
             return displaced
+
+    def seize(self) -> Any:
+        """Take the turn from whoever has it and does nothing just now; gives who that was.
+
+        It is nobody's until `hand_to`. Raises BusyError where somebody is about to use it.
+        """
+        with self._mutex:
+            holder = self.holder
+            if self.displaced is not None or not (holder is None or holder.open):
+                raise BusyError("a statement is about to run")
+            self.holder = _NOBODY
+            return holder
+
+    def hand_to(self, member: Holder | None) -> None:
+        """Give a seized turn to a member, or to the longest waiter."""
+        with self._mutex:
+            if member is None:
+                self._pass_on()
+            else:
+                self.holder = member
+                self._wake(member)
 
     def leave(self, member: object) -> None:
         """End an operation or a transaction; the longest waiter gets the turn next."""

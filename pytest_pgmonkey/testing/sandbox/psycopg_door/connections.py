@@ -213,6 +213,9 @@ class _Sandboxed(BaseConnection[Any]):
         """Whether psycopg has prepared statements for the connection."""
         return has_prepared(self)
 
+    def begin_anew(self, command: bytes) -> None:
+        """Begin with the next statement: psycopg finds that no transaction is open."""
+
     def forget_prepared(self) -> None:
         """Forget prepared statements that the server no longer has."""
         forget_prepared(self)

@@ -62,6 +62,9 @@ def as_it_is(member: Member, gen: Any) -> Steps | None:
     if type(query) is not str or (part := plain_statement(query)) is None:
         return None
     _start(member)
+    if not member.steady:  # any more
+        member.busy = False
+        return None
     member.transaction.current = part.text
     return passage.passing(part, gen, gen)
 
