@@ -133,6 +133,9 @@ OPTIONS: Final = (
     ),
     Option("n-plus-one-threshold", 10, "how often it is too often", "count"),
     Option("durations", 0, "show so many slowest statements and tests at the end", "count"),
+    Option(
+        "report", None, "write a page with the tests' statements, to be opened in a browser", "path"
+    ),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
     Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
@@ -161,6 +164,7 @@ class Options:
     n_plus_one: str
     n_plus_one_threshold: int
     durations: int
+    report: Path | None
     types: tuple[str, ...]
     keep: str
     rootdir: Path

@@ -32,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     configure(config)
     if ENTRANCE not in config.stash:  # no conftest was loaded
         _lead(config, config.option)
+    if (file := config.stash[OPTIONS].report) is not None:
+        from .report import write_report
+
+        write_report(config, file)
 
 
 def _lead(config: pytest.Config, arguments: Any) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..kit import Kit
 
 _NAME: Final = "pgmonkey-statements"
-_TITLE: Final = "pgmonkey statements"
+TITLE: Final = "pgmonkey statements"
 _REPEATS: Final = "pgmonkey repeats"
 # Of reports, so that they come to the process that writes the summary.
 _SPENT: Final = "pgmonkey_spent"
@@ -81,7 +81,7 @@ class Statements:
         if self._is_told_in(report):
             width = item.config.get_terminal_writer().fullwidth
             if told := kit.timeline(width):
-                report.sections.append((_TITLE, told))
+                report.sections.append((TITLE, told))
         if report.when == "call" and self._repeats:
             report.sections.append((_REPEATS, "\n".join(self._repeats)))
             setattr(report, _REPEATED, self._repeats)

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from .record import Entry
 
-__all__ = ["cut", "place_of", "shown_sql", "timeline"]
+__all__ = [
+    "Run",
+    "brackets",
+    "cut",
+    "group",
+    "origin_of",
+    "place_of",
+    "shown_sql",
+    "timeline",
+    "without_secrets",
+]
 
 _HIDDEN: Final = "…"
 _LITERAL: Final = re.compile(
@@ -27,6 +37,7 @@ _SENSITIVE: Final = re.compile("|".join((*SENSITIVE_PARTS, "passwd")), re.IGNORE
 _TAG_NUMBER: Final = re.compile(rb"(\d+)\0?$")
 _WIDEST_PLACE: Final = 28
 _LEAST_SQL: Final = 24
+_LONGEST_VALUE: Final = 40
 _TITLES: Final = ("at ms", "took", "connection, place", "rows", "statement")
 _ENDS: Final = frozenset({Verb.COMMIT, Verb.ROLLBACK})
 _RESULTS: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DECLARE})
@@ -40,16 +51,16 @@ def timeline(
     `began` is when the test did, `missing` how many earlier statements are no longer known, and
     `width` that of the terminal in columns.
     """
-    runs = [_Run(found, params=params) for found in group(entries)]
+    runs = group(entries)
     if not runs:
         return ""
-    rows = [_TITLES, *(run.cells(began) for run in runs)]
-    brackets = [" ", *_brackets(runs)]
+    rows = [_TITLES, *(_cells(run, began, params=params) for run in runs)]
+    marks = [" ", *brackets(runs)]
     errors = ["", *(run.error for run in runs)]
     sizes = [max(len(row[column]) for row in rows) for column in range(4)]
     room = max(_LEAST_SQL, width - sum(sizes) - 8)
     lines = [f"({missing} earlier statements are no longer known)"] if missing else []
-    for (at, took, where, outcome, sql), bracket, error in zip(rows, brackets, errors, strict=True):
+    for (at, took, where, outcome, sql), bracket, error in zip(rows, marks, errors, strict=True):
         before = f"{at:>{sizes[0]}} {took:>{sizes[1]}}  {where:<{sizes[2]}} {bracket} "
         lines.append(f"{before}{cut(sql, room):<{room}}  {outcome:>{sizes[3]}}".rstrip())
         if error:
@@ -57,45 +68,27 @@ def timeline(
     return "\n".join(lines)
 
 
-def group(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Put together what one connection has run again and again, in one place and with one text."""
-    runs: list[list[Entry]] = []
-    for entry in entries:
-        if runs and not entry.error and _is_same(runs[-1][-1], entry):
-            runs[-1].append(entry)
-        else:
-            runs.append([entry])
-    return runs
+class Run:
+    """Equal statements of one connection, from one place, one after the other."""
 
+    def __init__(self, first: Entry) -> None:
+        self.entries: Final = [first]
+        self.first: Final = first
 
-def _is_same(one: Entry, other: Entry) -> bool:
-    return not one.error and (
-        one.statement.text,
-        one.connection,
-        one.code,
-        one.instruction,
-    ) == (other.statement.text, other.connection, other.code, other.instruction)
+    @property
+    def last(self) -> Entry:
+        """The last one of them; it alone may have failed, and then it is the only one."""
+        return self.entries[-1]
 
+    @property
+    def took(self) -> float:
+        """The seconds that all of them took."""
+        return sum(entry.took for entry in self.entries)
 
-class _Run:
-    """Equal statements, one after the other."""
-
-    def __init__(self, entries: Sequence[Entry], *, params: bool) -> None:
-        self.entries: Final = entries
-        self.first: Final = entries[0]
-        self.last: Final = entries[-1]
-        self._params: Final = params
-
-    def cells(self, began: float) -> tuple[str, str, str, str, str]:
-        """Give when, how long, where, what came of it, and the statement."""
-        took = sum(entry.took for entry in self.entries)
-        return (
-            f"{(self.first.began - began) * 1000:.1f}",
-            f"{took * 1000:.2f}" if took else "",
-            f"#{self.first.connection} {place_of(self.first)}",
-            self._outcome(),
-            self._statement(),
-        )
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of the last one, where it is one that has any and they are known."""
+        return _number(self.last.rows) if self.last.statement.verb in _RESULTS else None
 
     @property
     def error(self) -> str:
@@ -103,50 +96,85 @@ class _Run:
         hides = is_sensitive(self.last.statement.text)
         return self.last.error.partition(":")[0] if hides else self.last.error
 
-    def _outcome(self) -> str:
-        number = _number(self.last.rows)
-        if number is None or self.last.statement.verb not in _RESULTS:
+    def values(self, longest: int) -> str:
+        """Give the parameters of the first one, each cut to a length; empty where it has none."""
+        if self.first.params is None:
             return ""
-        return str(number)
+        if is_sensitive(self.first.statement.text):
+            return _HIDDEN
+        return _values(self.first.params, longest)
 
-    def _statement(self) -> str:
-        times = f"× {len(self.entries)} " if len(self.entries) > 1 else ""
-        shown = times + shown_sql(self.first.statement.text)
-        if self._params and self.first.params is not None:
-            hides = is_sensitive(self.first.statement.text)
-            shown += f"  {_HIDDEN if hides else _values(self.first.params)}"
-        return shown
+    def takes(self, entry: Entry) -> bool:
+        """Whether another statement is one of them."""
+        return not (entry.error or self.last.error) and self._key(entry) == self._key(self.last)
+
+    @staticmethod
+    def _key(entry: Entry) -> tuple[object, ...]:
+        return entry.statement.text, entry.connection, entry.code, entry.instruction
 
 
-def _brackets(runs: Sequence[_Run]) -> list[str]:
-    """Give for each line where the transaction of its connection begins and ends."""
+def group(entries: Iterable[Entry]) -> list[Run]:
+    """Put together what one connection has run again and again, in one place and with one text."""
+    runs: list[Run] = []
+    for entry in entries:
+        if runs and runs[-1].takes(entry):
+            runs[-1].entries.append(entry)
+        else:
+            runs.append(Run(entry))
+    return runs
+
+
+def _cells(run: Run, began: float, *, params: bool) -> tuple[str, str, str, str, str]:
+    """Give when, how long, where, what came of it, and the statement."""
+    times, rows = len(run.entries), run.rows
+    shown = (f"× {times} " if times > 1 else "") + shown_sql(run.first.statement.text)
+    if params and (values := run.values(_LONGEST_VALUE)):
+        shown += f"  {values}"
+    return (
+        f"{(run.first.began - began) * 1000:.1f}",
+        f"{run.took * 1000:.2f}" if run.took else "",
+        f"#{run.first.connection} {place_of(run.first)}",
+        "" if rows is None else str(rows),
+        shown,
+    )
+
+
+def brackets(runs: Sequence[Run]) -> list[str]:
+    """Give for each run whether the transaction of its connection begins, goes on or ends there.
+
+    That is ┌, │ or └, and a space outside of transactions.
+    """
     marks: list[str] = []
-    open_at: dict[int, int] = {}
-    for at, run in enumerate(runs):
+    are_open: set[int] = set()
+    for run in runs:
         connection, verb = run.first.connection, run.first.statement.verb
-        begun = open_at.get(connection)
+        was_open = connection in are_open
         if verb in _ENDS:
-            marks.append("└" if begun is not None else " ")
-            open_at.pop(connection, None)
+            marks.append("└" if was_open else " ")
+            are_open.discard(connection)
         elif run.last.in_block or verb is Verb.BEGIN:
-            marks.append("┌" if begun is None else "│")
-            open_at.setdefault(connection, at)
+            marks.append("│" if was_open else "┌")
+            are_open.add(connection)
         else:
             marks.append(" ")
-            open_at.pop(connection, None)
+            are_open.discard(connection)
     return marks
 
 
 def place_of(entry: Entry) -> str:
+    """Give where a statement came from, in no more than some columns."""
+    shown = origin_of(entry)
+    return shown if len(shown) <= _WIDEST_PLACE else f"…{shown[1 - _WIDEST_PLACE :]}"
+
+
+def origin_of(entry: Entry) -> str:
     """Give where a statement came from: a line of the user's code, or a client."""
     if entry.client is not None:
         name = entry.client.application or "client"
-        shown = f"{name} ({entry.client.pid})" if entry.client.pid else name
-    elif entry.code is None:
+        return f"{name} ({entry.client.pid})" if entry.client.pid else name
+    if entry.code is None:
         return ""
-    else:
-        shown = f"{_short(entry.code.co_filename)}:{_line(entry.code, entry.instruction)}"
-    return shown if len(shown) <= _WIDEST_PLACE else f"…{shown[1 - _WIDEST_PLACE :]}"
+    return f"{_short(entry.code.co_filename)}:{_line(entry.code, entry.instruction)}"
 
 
 def _short(file: str) -> str:
@@ -170,20 +198,21 @@ def is_sensitive(text: str) -> bool:
 
 def shown_sql(text: str) -> str:
     """Give a statement on one line, without its literals where they may be secret."""
-    if is_sensitive(text):
-        text = _LITERAL.sub(_HIDDEN, text)
-    return " ".join(text.split())
+    return " ".join(without_secrets(text).split())
 
 
-def _values(params: Any) -> str:
+def without_secrets(text: str) -> str:
+    """Give a statement as it was written, without its literals where they may be secret."""
+    return _LITERAL.sub(_HIDDEN, text) if is_sensitive(text) else text
+
+
+def _values(params: Any, longest: int) -> str:
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = longest
     try:
-        return _repr.repr(params)
+        return shortener.repr(params)
     except Exception:  # of an object of the application's
         return _HIDDEN
-
-
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 40
 
 
 def _number(rows: Any) -> int | None:
