@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
+from helpers.missing import miss
 from helpers.servers import RestartableServer, TLSServer, config_writer, find_tls_binaries
 
 from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries, find_binaries
@@ -55,7 +55,7 @@ def restartable_server() -> Iterator[RestartableServer]:
 @pytest.fixture(scope="session")
 def tls_binaries() -> Binaries:
     """Server binaries that were built with TLS."""
-    return find_tls_binaries() or _miss("a PostgreSQL server with TLS (Debian: postgresql)")
+    return find_tls_binaries() or miss("a PostgreSQL server with TLS (Debian: postgresql)")
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +76,3 @@ def expired_tls_server(
     server = TLSServer.start(tls_binaries, tmp_path_factory.mktemp("expired"), days=-1)
     yield server
     server.stop()
-
-
-def _miss(what: str) -> NoReturn:
-    """Skip where something is not installed; CI has everything, so it fails there."""
-    message = f"needs {what}: install it to run this test"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)

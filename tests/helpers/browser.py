@@ -23,6 +23,9 @@ _PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chr
 _PATIENCE: Final = 60
 _KEYS: Final = {"Enter": 13, "Tab": 9, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39, "/": 191}
 
+# What comes into view is laid out in the frame after, and events such as "toggle" come by then.
+_SETTLED: Final = "for (const frame of [1, 2]) await new Promise(requestAnimationFrame)"
+
 
 def find_chromium() -> str | None:
     """Give the program's path, if there is one."""
@@ -141,10 +144,13 @@ class Browser:
     def click(self, selector: str) -> None:
         """Click into the middle of the first element that a selector finds."""
         box = self.evaluate(
-            f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
-            " found.scrollIntoView({block: 'center'});"
-            " const box = found.getBoundingClientRect();"
-            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            f"""(async () => {{
+                const found = document.querySelector({json.dumps(selector)});
+                found.scrollIntoView({{block: "center"}});
+                {_SETTLED};
+                const box = found.getBoundingClientRect();
+                return [box.x + box.width / 2, box.y + box.height / 2];
+            }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call(
@@ -155,6 +161,7 @@ class Browser:
                 button="left",
                 clickCount=1,
             )
+        self.evaluate(f"(async () => {{ {_SETTLED}; }})()")
 
     def press(self, key: str) -> None:
         """Press a key."""
@@ -167,6 +174,7 @@ class Browser:
                 windowsVirtualKeyCode=_KEYS[key],
                 **(text if kind == "keyDown" else {}),
             )
+        self.evaluate(f"(async () => {{ {_SETTLED}; }})()")
 
     def write(self, text: str) -> None:
         """Type a text where the focus is."""
