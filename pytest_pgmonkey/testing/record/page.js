@@ -6,6 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const [AT, TOOK, UNTIL, LANE, MARK, TIMES, KIND, SQL, PARAMS, ORIGIN, ROWS, ERROR] = [...Array(12).keys()];
 const SIGNS = { failed: "✗", passed: "✓", skipped: "–", xfailed: "✗", xpassed: "✓" };
 const LANE_COLORS = 6;
+const LEAST_BETWEEN_LABELS = 0.14;
 
 function element(tag, className = "", text = "") {
   const made = document.createElement(tag);
@@ -171,20 +172,21 @@ function runDetails(test, run) {
 // --- a test's lanes ---
 
 function chart(test, rows) {
-  const end = Math.max(...test.runs.map((run) => run[UNTIL]), 0.001);
+  const scale = timeScale(test.runs);
   const made = element("div", "chart");
   made.setAttribute("aria-hidden", "true"); // the list below says it all
   const tracks = test.lanes.map((name, lane) => {
     const track = element("div", "track");
+    for (const gap of scale.gaps) track.append(placed(element("span", "gap"), gap.from, gap.until, scale));
     made.append(element("span", `label ${laneClass(lane)}`, name), track);
     return track;
   });
   for (const each of transactions(test.runs)) {
-    tracks[each.lane].append(placed(element("span", `transaction ${each.how}`), each.from, each.until, end));
+    tracks[each.lane].append(placed(element("span", `transaction ${each.how}`), each.from, each.until, scale));
   }
   test.runs.forEach((run, index) => {
     const kind = run[ERROR] ? "error" : run[KIND];
-    const bar = placed(button(`bar ${kind}${run[TIMES] > 1 ? " repeated" : ""}`), run[AT], run[UNTIL], end);
+    const bar = placed(button(`bar ${kind}${run[TIMES] > 1 ? " repeated" : ""}`), run[AT], run[UNTIL], scale);
     bar.tabIndex = -1;
     bar.title = `${onOneLine(data.texts[run[SQL]]).slice(0, 120)} (${milliseconds(run[TOOK])})`;
     bar.addEventListener("click", () => {
@@ -194,14 +196,13 @@ function chart(test, rows) {
     });
     tracks[run[LANE]].append(bar);
   });
-  made.append(element("span"), axis(end));
+  made.append(element("span"), axis(scale));
   return made;
 }
 
-function placed(node, from, until, end) {
-  // In per mille, so that one at the very end is still inside.
-  node.style.left = `min(${(100 * from) / end}%, 100% - 4px)`;
-  node.style.width = `${(100 * (until - from)) / end}%`;
+function placed(node, from, until, scale) {
+  node.style.left = `min(${100 * scale.at(from)}%, 100% - 4px)`; // one at the very end is seen, too
+  node.style.width = `${100 * (scale.at(until) - scale.at(from))}%`;
   return node;
 }
 
@@ -225,17 +226,51 @@ function transactions(runs) {
   return found;
 }
 
-function axis(end) {
+function axis(scale) {
   const made = element("div", "axis");
-  const rough = end / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
-  for (let at = 0; at <= end; at += step) {
-    const tick = element("span", at > 0.9 * end ? "last" : "", `${Number(at.toPrecision(6))} ms`);
-    tick.style.left = `${(100 * at) / end}%`;
-    made.append(tick);
+  const taken = [];
+  const add = (at, text, className) => {
+    if (taken.some((each) => Math.abs(each - at) < LEAST_BETWEEN_LABELS)) return;
+    taken.push(at);
+    const label = element("span", className || (at > 0.9 ? "last" : ""), text);
+    label.style.left = `${100 * at}%`;
+    made.append(label);
+  };
+  for (const gap of scale.gaps) {
+    add((scale.at(gap.from) + scale.at(gap.until)) / 2, `⋯ ${milliseconds(gap.until - gap.from)}`, "idle");
+  }
+  for (const from of [0, ...scale.gaps.map((gap) => gap.until)]) {
+    if (!scale.gaps.some((gap) => gap.from === from)) add(scale.at(from), `${Number(from.toPrecision(3))} ms`);
+  }
+  const power = 10 ** Math.floor(Math.log10(scale.length / 4));
+  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= scale.length / 4);
+  for (let count = 0; count * step <= scale.end; count++) {
+    const gap = scale.gaps.find((each) => each.from <= count * step && count * step < each.until);
+    if (gap) count = Math.max(count, Math.floor(gap.until / step));
+    else add(scale.at(count * step), `${Number((count * step).toPrecision(6))} ms`);
   }
   return made;
+}
+
+// Where nothing runs for long, time is drawn short: what there is to see would have no room.
+function timeScale(runs) {
+  const gaps = [];
+  let end = 0;
+  let busy = 0;
+  for (const run of [...runs].sort((one, other) => one[AT] - other[AT])) {
+    if (run[AT] > end) gaps.push({ from: end, until: run[AT] });
+    busy += Math.max(0, run[UNTIL] - Math.max(end, run[AT]));
+    end = Math.max(end, run[UNTIL]);
+  }
+  const longest = Math.max(0.12 * busy, 0.001);
+  const long = gaps.filter((gap) => gap.until - gap.from > 2 * longest);
+  const drawn = (time) =>
+    long.reduce((at, gap) => {
+      const inside = Math.min(Math.max(time - gap.from, 0), gap.until - gap.from);
+      return at - inside * (1 - longest / (gap.until - gap.from));
+    }, time);
+  const length = Math.max(drawn(end), 0.001);
+  return { gaps: long, end, length, at: (time) => drawn(time) / length };
 }
 
 function legend(test) {
@@ -257,9 +292,7 @@ function legend(test) {
 // --- views ---
 
 function statementView(section, title, column) {
-  const most = data.statements.toSorted
-    ? data.statements.toSorted((one, other) => other[column] - one[column])
-    : [...data.statements].sort((one, other) => other[column] - one[column]);
+  const most = [...data.statements].sort((one, other) => other[column] - one[column]);
   if (!most.length) {
     section.append(element("p", "quiet", "No statement has run."));
     return;
