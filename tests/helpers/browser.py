@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -36,6 +35,8 @@ class Browser:
     """A browser without a window, with one page; it has no network but for file:// URLs."""
 
     def __init__(self, program: str, profile: Path) -> None:
+        import fcntl  # which Windows has not
+
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         # Above 9, so that none of them is one of the two that the browser talks by.

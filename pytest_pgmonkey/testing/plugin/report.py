@@ -84,7 +84,8 @@ class Report:
         if report.when != "teardown" or report.failed:
             shown.see(_outcome(report), report.longreprtext if report.failed else "")
         shown.note(_notes(report))
-        if (found := getattr(report, _TRACE, None)) is not None:
+        # The terminal's reporter keeps each report to the end of the run.
+        if (found := vars(report).pop(_TRACE, None)) is not None:
             shown.add(found)
             self._page.add(shown)
         elif report.when not in ("setup", "call", "teardown"):  # its worker has crashed

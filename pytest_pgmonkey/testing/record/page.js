@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const [AT, TOOK, UNTIL, LANE, MARK, TIMES, KIND, SQL, PARAMS, ORIGIN, ROWS, ERROR] = [...Array(12).keys()];
 const SIGNS = { failed: "✗", passed: "✓", skipped: "–", xfailed: "✗", xpassed: "✓" };
 const LANE_COLORS = 6;
-const LEAST_BETWEEN_LABELS = 0.14;
+const LEAST_BETWEEN_LABELS = window.innerWidth < 700 ? 0.25 : 0.1;
 
 function element(tag, className = "", text = "") {
   const made = document.createElement(tag);
@@ -91,7 +91,10 @@ function testElement(test, longest) {
   summary.append(sign, testName(test.id), count, share, element("span", "ms", milliseconds(test.ms)));
   details.append(summary);
   details.addEventListener("toggle", () => {
-    if (details.open && !details.querySelector(".body")) details.append(testBody(test));
+    if (!details.open || details.querySelector(".body")) return;
+    details.append(testBody(test));
+    const failure = details.querySelector(".failure");
+    if (failure) failure.scrollTop = failure.scrollHeight; // its reason is there
   });
   return details;
 }
@@ -103,7 +106,6 @@ function testBody(test) {
     failure.tabIndex = 0;
     failure.setAttribute("aria-label", "Failure");
     body.append(failure);
-    failure.scrollTop = failure.scrollHeight;
   }
   for (const note of test.notes) body.append(element("p", "note", note));
   if (test.missing) {
@@ -276,15 +278,20 @@ function timeScale(runs) {
 function legend(test) {
   const made = element("p", "legend");
   made.setAttribute("aria-hidden", "true");
+  const add = (className, name) => {
+    const item = element("span");
+    item.append(element("span", `key ${className}`), name);
+    made.append(item);
+  };
   const kinds = new Set(test.runs.map((run) => (run[ERROR] ? "error" : run[KIND])));
   const names = { read: "reads", write: "writes", schema: "schema", control: "BEGIN, SET and the like", error: "error" };
   for (const kind of Object.keys(names)) {
-    if (kinds.has(kind)) made.append(element("span", `key bar ${kind}`), names[kind]);
+    if (kinds.has(kind)) add(`bar ${kind}`, names[kind]);
   }
   const ends = new Set(transactions(test.runs).map((each) => each.how));
   const hows = { committed: "committed", undone: "rolled back", open: "left to the connection's end" };
   for (const how of Object.keys(hows)) {
-    if (ends.has(how)) made.append(element("span", `key transaction ${how}`), hows[how]);
+    if (ends.has(how)) add(`transaction ${how}`, hows[how]);
   }
   return made;
 }

@@ -180,7 +180,7 @@ def origin_of(entry: Entry) -> str:
 def _short(file: str) -> str:
     try:
         return os.path.relpath(file)
-    except ValueError:  # another drive
+    except (ValueError, OSError):  # another drive, or a working directory that is gone
         return file
 
 
