@@ -6,6 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const [AT, TOOK, UNTIL, LANE, MARK, TIMES, KIND, SQL, PARAMS, ORIGIN, ROWS, ERROR] = [...Array(12).keys()];
 const SIGNS = { failed: "✗", passed: "✓", skipped: "–", xfailed: "✗", xpassed: "✓" };
 const LANE_COLORS = 6;
+const GROUPED = new Intl.NumberFormat("en");
 const LEAST_BETWEEN_LABELS = window.innerWidth < 700 ? 0.25 : 0.1;
 
 function element(tag, className = "", text = "") {
@@ -26,7 +27,7 @@ function milliseconds(ms) {
 }
 
 function number(count, one, many) {
-  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+  return `${GROUPED.format(count)} ${count === 1 ? one : many}`;
 }
 
 function onOneLine(sql) {
@@ -164,7 +165,7 @@ function runDetails(test, run) {
     ["Parameters", run[PARAMS] && run[TIMES] > 1 ? `${run[PARAMS]} (of the first)` : run[PARAMS], "code"],
     ["Error", run[ERROR], "code message"],
     ["Repeated", run[TIMES] > 1 ? `${run[TIMES]} times` : ""],
-    ["Rows", run[ROWS] === null ? "" : `${run[ROWS].toLocaleString("en")}${run[TIMES] > 1 ? " (of the last)" : ""}`],
+    ["Rows", run[ROWS] === null ? "" : `${GROUPED.format(run[ROWS])}${run[TIMES] > 1 ? " (of the last)" : ""}`],
     ["Place", run[ORIGIN], "code"],
     ["Connection", test.lanes[run[LANE]]],
     ["Time", `${milliseconds(run[TOOK])}${times}, from ${milliseconds(run[AT])} after the test began`],
@@ -308,7 +309,7 @@ function statementView(section, title, column) {
     const row = button("statement");
     row.append(
       element("span", "ms", milliseconds(ms)),
-      element("span", "times", `× ${count.toLocaleString("en")}`),
+      element("span", "times", `× ${GROUPED.format(count)}`),
       element("span", "sql", onOneLine(data.texts[text])),
     );
     openable(row, () => {
@@ -384,7 +385,7 @@ function outcomeButtons() {
   for (const [name, count] of counts) {
     const made = button(name);
     made.value = name;
-    made.textContent = `${name} ${count.toLocaleString("en")}`;
+    made.textContent = `${name} ${GROUPED.format(count)}`;
     made.addEventListener("click", () => choose(name));
     byId("outcomes").append(made);
   }
@@ -422,7 +423,7 @@ function build() {
   byId("project").textContent = data.project;
   document.title = `${data.project} – pgmonkey report`;
   const parts = [number(data.tests.length, "test", "tests")];
-  if (failed) parts.push(`${failed.toLocaleString("en")} failed`);
+  if (failed) parts.push(`${GROUPED.format(failed)} failed`);
   parts.push(number(sum("count"), "statement", "statements"));
   parts.push(`${milliseconds(sum("ms"))} in the database`, data.written);
   for (const part of parts) byId("summary").append(element("span", / failed$/.test(part) ? "failed" : "", part));
