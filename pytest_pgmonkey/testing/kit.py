@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .interception import Interception
     from .isolation import Isolation
     from .options import Options
+    from .record.lines import Line
     from .sandbox.checkpoints import Checkpoint
     from .sandbox.core.outer import OuterTransaction, Scope
     from .servers.server import Server, Worker
@@ -379,7 +380,7 @@ class Kit:
         except PGMonkeyError as error:
             return str(error)
 
-    def timeline(self, width: int) -> str:
+    def timeline(self, width: int) -> list[Line]:
         """Give the statements of the test that began last, for a report of this width."""
         from .record.timeline import timeline
 

@@ -16,11 +16,16 @@ MOVED = """
 
     internals._SET_BY = {"__init__": "_gone"}
 """
+MOVED_IN_JUNIT = """
+    from pytest_pgmonkey.testing.plugin import internals
+
+    internals._IN_JUNIT = {"LogXML": "gone"}
+"""
 
 
 def test_the_installed_release_is_supported() -> None:
     """The release that the tests run on passes the check."""
-    assert internals.unsupported() == ""
+    assert internals.unsupported(junit=True) == ""
 
 
 def test_what_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,8 +33,11 @@ def test_what_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(internals, "_SET_BY", {"__init__": "_lost", "_gone": "_request"})
     monkeypatch.setattr(internals, "_IN_FIXTURES", {"FixtureManager": "find", "Gone": "name"})
     monkeypatch.setattr(pytest.Session, "__annotations__", {})
+    monkeypatch.setattr(internals, "_IN_JUNIT", {"LogXML": "add", "_NodeReporter": "append drop"})
     moved = "Function._lost, Function._request, Session._fixturemanager, FixtureManager.find"
     assert f"(moved: {moved}, Gone.name)" in internals.unsupported()
+    in_junit = "LogXML.add, _NodeReporter.drop"
+    assert f"(moved: {moved}, Gone.name, {in_junit})" in internals.unsupported(junit=True)
 
 
 def test_a_project_that_uses_the_kit_is_told(
@@ -50,3 +58,15 @@ def test_a_project_that_does_not_use_it_is_left_alone(
     pytester.makeconftest(MOVED)
     pytester.makepyfile("def test_it(): pass")
     run().assert_outcomes(passed=1)
+
+
+def test_only_a_run_that_writes_junit_xml_needs_its_names(
+    pytester: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """The others do not look for them."""
+    pytester.makeconftest(MOVED_IN_JUNIT)
+    pytester.makepyfile("def test_it(pgmonkey): pass")
+    run().assert_outcomes(passed=1)
+    result = run("--junitxml=it.xml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines("ERROR: pytest * is not supported *(moved: LogXML.gone)*")

@@ -54,7 +54,8 @@ def configure(config: pytest.Config) -> None:
     if INTERCEPTION not in config.stash:
         install(config, config.option)
     # A project that only has the package installed runs on any pytest.
-    if (problem := internals.unsupported()) and mentions_kit(config):
+    problem = internals.unsupported(junit=bool(getattr(config.option, "xmlpath", None)))
+    if problem and mentions_kit(config):
         raise pytest.UsageError(problem)
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from xml.etree.ElementTree import Element
 
 # Attributes of pytest's functions, by the method that sets them.
 _SET_BY: Final = {"__init__": "_fixtureinfo", "_initrequest": "_request"}
 _IN_FIXTURES: Final = {"FixtureManager": "getfixturedefs", "FuncFixtureInfo": "name2fixturedefs"}
+# Of pytest's module junitxml, whose names only runs that write such a file need.
+_IN_JUNIT: Final = {"LogXML": "node_reporter", "_NodeReporter": "append to_xml"}
 
 
-def unsupported() -> str:
-    """Tell what the installed pytest has moved, and what to do; empty where all is in place."""
+def unsupported(*, junit: bool = False) -> str:
+    """Tell what the installed pytest has moved, and what to do; empty where all is in place.
+
+    `junit` says that the run writes a file of `--junitxml`.
+    """
     moved = [
         f"Function.{name}"
         for method, name in _SET_BY.items()
@@ -30,6 +37,8 @@ def unsupported() -> str:
     for owner, name in _IN_FIXTURES.items():
         if not hasattr(getattr(fixtures, owner, None), name):
             moved.append(f"{owner}.{name}")
+    if junit:
+        moved += _moved_in_junit(_junit_module())
     if not moved:
         return ""
     return (
@@ -37,6 +46,21 @@ def unsupported() -> str:
         f"(moved: {', '.join(moved)}); install an earlier pytest, update pytest-pgmonkey, or "
         "leave it out with -p no:pgmonkey"
     )
+
+
+def _moved_in_junit(module: Any) -> list[str]:
+    moved = [name for name in ("xml_key", "bin_xml_escape") if not hasattr(module, name)]
+    for owner, names in _IN_JUNIT.items():
+        found = getattr(module, owner, None)
+        moved += [f"{owner}.{name}" for name in names.split() if not hasattr(found, name)]
+    log = getattr(module, "LogXML", None)
+    if "node_reporters_ordered" not in _names_in(getattr(log, "__init__", None)):
+        moved.append("LogXML.node_reporters_ordered")
+    return moved
+
+
+def _junit_module() -> Any:
+    return sys.modules.get("_pytest.junitxml")  # not there with -p no:junitxml
 
 
 def _names_in(method: Any) -> Sequence[str]:
@@ -89,3 +113,47 @@ def failure_of(item: Any) -> BaseException | None:
 def request_of(item: Any) -> pytest.FixtureRequest:
     """Give the fixture request of an item that is being set up."""
     return item._request  # type: ignore[no-any-return]
+
+
+class JUnitFile:
+    """The file of `--junitxml`, which pytest writes at the end of the run."""
+
+    def __init__(self, log: Any) -> None:
+        self._log: Final = log
+        self._added: dict[tuple[Any, str], Element] = {}
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> JUnitFile | None:
+        """Give the one that this process writes, if any."""
+        module = _junit_module()
+        log = config.stash.get(module.xml_key, None) if module is not None else None
+        return cls(log) if log is not None else None
+
+    @contextmanager
+    def adding(
+        self, report: pytest.TestReport, sections: Sequence[tuple[str, str]]
+    ) -> Iterator[None]:
+        """Add sections to a report's test case, which pytest takes into the file in the block.
+
+        A section that an earlier report of the same test case had is replaced.
+        """
+        ordered = self._log.node_reporters_ordered
+        testcase = self._log.node_reporter(report)
+        known = len(ordered)
+        yield
+        # Where the call and the teardown have failed, the latter has a test case of its own.
+        testcase = ordered[-1] if len(ordered) > known else testcase
+        # The teardown's report has ended it: what it is then can be added to, and nothing else.
+        add = testcase.to_xml().append if report.when == "teardown" else testcase.append
+        for title, text in sections:
+            if (testcase, title) not in self._added:
+                element = self._added[testcase, title] = _new_element("system-out")
+                add(element)
+            shown = f"{f' {title} '.center(80, '-')}\n{text}\n"
+            self._added[testcase, title].text = _junit_module().bin_xml_escape(shown)
+
+
+def _new_element(tag: str) -> Element:
+    from xml.etree.ElementTree import Element  # slow to load, and pytest has it by then
+
+    return Element(tag)

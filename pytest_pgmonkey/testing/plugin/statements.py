@@ -9,6 +9,7 @@ import pytest
 from .collection import budget_of
 from .configure import OPTIONS
 from .lifecycle import kit_in_use
+from .sections import Sections, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -27,12 +28,14 @@ def tell_of_statements(config: pytest.Config) -> None:
     """Have reports and the summary of this run tell of statements."""
     if not config.pluginmanager.has_plugin(_NAME):
         config.pluginmanager.register(Statements(config), _NAME)
+        config.pluginmanager.register(Sections(config), f"{_NAME}-sections")
 
 
 @pytest.hookimpl(optionalhook=True, specname="pytest_configure_node")
 def pytest_configure_node_of_summary(node: Any) -> None:
-    """Have pytest-xdist's controller write the summary."""
+    """Have pytest-xdist's controller write the summary, and its workers know the terminal."""
     tell_of_statements(node.config)
+    Terminal.of(node.config).tell(node)
 
 
 class Statements:
@@ -79,9 +82,9 @@ class Statements:
         if kit is None:
             return report
         if self._is_told_in(report):
-            width = item.config.get_terminal_writer().fullwidth
-            if told := kit.timeline(width):
-                report.sections.append((TITLE, told))
+            terminal = Terminal.of(item.config)
+            if lines := kit.timeline(terminal.width):
+                terminal.add_section(report, TITLE, lines)
         if report.when == "call" and self._repeats:
             report.sections.append((_REPEATS, "\n".join(self._repeats)))
             setattr(report, _REPEATED, self._repeats)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .timeline import cut, shown_sql
+from .lines import cut
+from .timeline import shown_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
-from .timeline import cut
+from .lines import cut
 from .trace import CONTROL, ERROR, KIND, SQL, TIMES, TOOK, plain
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from .lines import cut
 from .record import is_counted
-from .timeline import cut, place_of, shown_sql
+from .timeline import place_of, shown_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...secrets import SENSITIVE_PARTS
 from ..sql.lexer import Verb
+from .lines import Role, cut_line, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import CodeType
 
+    from .lines import Line
     from .record import Entry
 
 __all__ = [
     "Run",
     "brackets",
-    "cut",
     "group",
     "origin_of",
     "place_of",
@@ -38,34 +39,50 @@ _TAG_NUMBER: Final = re.compile(rb"(\d+)\0?$")
 _WIDEST_PLACE: Final = 28
 _LEAST_SQL: Final = 24
 _LONGEST_VALUE: Final = 40
-_TITLES: Final = ("at ms", "took", "connection, place", "rows", "statement")
+_TITLES: Final = ("at ms", "took", "connection, place", "rows")
+_STATEMENT: Final = "statement"
 _ENDS: Final = frozenset({Verb.COMMIT, Verb.ROLLBACK})
+_BOUNDS: Final = _ENDS | {Verb.BEGIN, Verb.SAVEPOINT}
 _RESULTS: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DECLARE})
 
 
 def timeline(
     entries: Iterable[Entry], began: float, missing: int, width: int, *, params: bool
-) -> str:
-    """Give a line for each run of equal statements; empty where there are none.
+) -> list[Line]:
+    """Give a line for each run of equal statements, after a heading; none where there are none.
 
     `began` is when the test did, `missing` how many earlier statements are no longer known, and
     `width` that of the terminal in columns.
     """
     runs = group(entries)
     if not runs:
-        return ""
-    rows = [_TITLES, *(_cells(run, began, params=params) for run in runs)]
-    marks = [" ", *brackets(runs)]
-    errors = ["", *(run.error for run in runs)]
-    sizes = [max(len(row[column]) for row in rows) for column in range(4)]
+        return []
+    rows = [_TITLES, *(_cells(run, began) for run in runs)]
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(_LEAST_SQL, width - sum(sizes) - 8)
-    lines = [f"({missing} earlier statements are no longer known)"] if missing else []
-    for (at, took, where, outcome, sql), bracket, error in zip(rows, marks, errors, strict=True):
-        before = f"{at:>{sizes[0]}} {took:>{sizes[1]}}  {where:<{sizes[2]}} {bracket} "
-        lines.append(f"{before}{cut(sql, room):<{room}}  {outcome:>{sizes[3]}}".rstrip())
-        if error:
-            lines.append(f"{'':>{len(before)}}! {error}")
-    return "\n".join(lines)
+    told = f"({missing} earlier statements are no longer known)"
+    lines: list[Line] = [[(Role.QUIET, told)]] if missing else []
+    titles = _columns(_TITLES, sizes, " ", cut_line([(Role.PLAIN, _STATEMENT)], room))
+    lines.append([(Role.QUIET, plain([titles]))])
+    indent = " " * (sum(sizes[:3]) + 6)
+    for run, cells, bracket in zip(runs, rows[1:], brackets(runs), strict=True):
+        statement = cut_line(_statement(run, params=params), room)
+        lines.append(_columns(cells, sizes, bracket, statement))
+        if run.error:
+            lines.append([(Role.PLAIN, indent), (Role.ERROR, f"! {run.error}")])
+    return lines
+
+
+def _columns(cells: Sequence[str], sizes: Sequence[int], bracket: str, statement: Line) -> Line:
+    at, took, where, outcome = cells
+    return [
+        (Role.QUIET, f"{at:>{sizes[0]}} {took:>{sizes[1]}}  "),
+        (Role.PLAIN, f"{where:<{sizes[2]}} "),
+        (Role.TRANSACTION, bracket),
+        (Role.PLAIN, " "),
+        *statement,
+        (Role.PLAIN, f"  {outcome:>{sizes[3]}}"),
+    ]
 
 
 class Run:
@@ -124,19 +141,26 @@ def group(entries: Iterable[Entry]) -> list[Run]:
     return runs
 
 
-def _cells(run: Run, began: float, *, params: bool) -> tuple[str, str, str, str, str]:
-    """Give when, how long, where, what came of it, and the statement."""
-    times, rows = len(run.entries), run.rows
-    shown = (f"× {times} " if times > 1 else "") + shown_sql(run.first.statement.text)
-    if params and (values := run.values(_LONGEST_VALUE)):
-        shown += f"  {values}"
+def _cells(run: Run, began: float) -> tuple[str, str, str, str]:
+    """Give when, how long, where, and what came of it."""
     return (
         f"{(run.first.began - began) * 1000:.1f}",
         f"{run.took * 1000:.2f}" if run.took else "",
         f"#{run.first.connection} {place_of(run.first)}",
-        "" if rows is None else str(rows),
-        shown,
+        "" if run.rows is None else str(run.rows),
     )
+
+
+def _statement(run: Run, *, params: bool) -> Line:
+    """Give the statement, how often it ran, and its parameters."""
+    bounds = run.first.statement.verb in _BOUNDS
+    text = shown_sql(run.first.statement.text)
+    line = [(Role.TRANSACTION if bounds else Role.PLAIN, text)]
+    if (times := len(run.entries)) > 1:
+        line.insert(0, (Role.TIMES, f"× {times} "))
+    if params and (values := run.values(_LONGEST_VALUE)):
+        line.append((Role.QUIET, f"  {values}"))
+    return line
 
 
 def brackets(runs: Sequence[Run]) -> list[str]:
@@ -220,8 +244,3 @@ def _number(rows: Any) -> int | None:
         return rows if rows >= 0 else None
     found = _TAG_NUMBER.search(rows) if rows else None
     return int(found[1]) if found else None
-
-
-def cut(text: str, room: int) -> str:
-    """Give a text that is no longer than so many columns."""
-    return text if len(text) <= room else f"{text[: room - 1]}…"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..sql.lexer import Verb
-from .timeline import brackets, cut, group, origin_of, without_secrets
+from .lines import cut
+from .timeline import brackets, group, origin_of, without_secrets
 
 if TYPE_CHECKING:
     from .record import Entry, Record
