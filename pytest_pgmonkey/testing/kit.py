@@ -9,6 +9,7 @@ from functools import cached_property
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
 from psycopg.conninfo import make_conninfo
 
 from ..config import connection_spec
@@ -16,6 +17,7 @@ from ..connection_type import CONNECTION_TYPES
 from ..errors import PGMonkeyError
 from ..handles import make_handle
 from ..manager import PGConnectionManager
+from ..secrets import redact_text
 from . import passage
 from .addresses.config_files import ConfigFiles
 from .addresses.purpose import Purpose
@@ -303,6 +305,8 @@ class Kit:
         self.may_clone = could and not is_cloned
         self.may_move = self.may_clone and isolation == "auto"
         test: Isolation = self._clone() if is_cloned else self._rollback
+        if self._keeping is not None and not (is_cloned or self._obstacle_to_keeping()):
+            self._clones.make_template()  # of what the next test finds, should this one be kept
         test.begin()
         self.record.begin()
         self._rollback.refusals.begin(moves=self.may_move)
@@ -357,6 +361,8 @@ class Kit:
         self._end_sessions()
         test, self.isolation = self.isolation, self._rollback
         try:
+            if test is self._rollback and self._keeping is not None and self._keeping.is_promised:
+                return self._end_and_keep(self._keeping)
             return test.end()
         except SpoiledError as error:
             self._stop_run(f"pgmonkey: {error}")
@@ -364,6 +370,33 @@ class Kit:
         finally:
             if self._gateway is not None:
                 self._gateway.end_clients()
+
+    def _end_and_keep(self, keeping: Keeping) -> tuple[list[str], list[str]]:
+        """End a test in rollback isolation whose database is kept, and make another one."""
+        assert self._database is not None
+        if not self._clones.has_template:
+            keeping.fail("what every test finds has changed while it ran")
+            return self._rollback.end()
+        try:
+            told = self._rollback.make_real()
+        except (PGMonkeyError, psycopg.Error, TimeoutError) as error:
+            keeping.fail(redact_text(str(error)))
+            return self._rollback.end()
+        name = self._database.name
+        if not keeping.keep(name):
+            self.server.drop_database(name)
+        self.server.create_database(name, self._clones.make_template())
+        return told
+
+    def _obstacle_to_keeping(self) -> str:
+        """Tell why the database of a test in rollback isolation cannot be kept; mostly nothing."""
+        if self._database is None or self._database.is_existing:
+            return "nothing is ever committed in a database that is not the kit's own"
+        if self._rollback.is_shared:
+            return (
+                "other tests work in it, too: pgmonkey_module, pgmonkey_class or a client is open"
+            )
+        return ""
 
     def _end_sessions(self) -> None:
         """Have no client of the gateway connected to a database that is copied or dropped next."""
@@ -397,7 +430,9 @@ class Kit:
         """Follow the phases of a test whose database may be kept; give what its report tells."""
         if self._keeping is None:
             return ""
-        return self._keeping.see(test, when, failed=failed, running=self.isolation)
+        running = self.isolation if self._depth else None
+        obstacle = self._obstacle_to_keeping() if running is self._rollback else ""
+        return self._keeping.see(test, when, failed=failed, running=running, obstacle=obstacle)
 
     def close(self) -> None:
         """End everything that the process has started."""

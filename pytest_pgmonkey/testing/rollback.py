@@ -189,6 +189,19 @@ class RollbackIsolation:
             self._reopen()
         return failures, refusals
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other tests work in what was written around this one."""
+        return bool(self._shared or self._wider)
+
+    def make_real(self) -> tuple[list[str], list[str]]:
+        """End the test as `end` does, but have what it has committed stay in the database.
+
+        Raises PGMonkeyError, psycopg.Error or TimeoutError where that cannot be.
+        """
+        self._sandbox.forget_sources()
+        return self._sandbox.make_real(), self._sandbox.take_refusals()
+
     def _reset_with_wider(self) -> list[str]:
         with self._holding():
             failures = self._sandbox.reset()

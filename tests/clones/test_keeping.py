@@ -65,7 +65,69 @@ TESTS = """
 
     @pytest.mark.pgmonkey(isolation="rollback")
     def test_rolled_back(pgmonkey):
+        pgmonkey.execute("CREATE TABLE item AS SELECT 10 AS id")
         assert False
+"""
+ROLLED_BACK = """
+    import psycopg
+    import pytest
+
+    pytestmark = pytest.mark.pgmonkey(isolation="rollback")
+    open_connections = []
+
+    @pytest.fixture
+    def item(pgmonkey):
+        assert pgmonkey.execute("SELECT to_regclass('item')").fetchone() == (None,)
+        pgmonkey.execute("CREATE TABLE item AS SELECT 7 AS id")
+
+    @pytest.fixture
+    def no_setup(item):
+        assert False
+
+    def test_by_every_door(item, pgmonkey):
+        with pgmonkey.pool as conn:
+            conn.execute("INSERT INTO item VALUES (8)")
+        client = psycopg.connect(pgmonkey.dsn)
+        open_connections.append(client)
+        client.execute("INSERT INTO item VALUES (9)")
+        client.commit()
+        client.execute("INSERT INTO item VALUES (10)")
+        with pgmonkey.checkpoint():
+            client.execute("INSERT INTO item VALUES (11)")
+        assert False
+
+    def test_of_the_setup(no_setup):
+        pass
+
+    def test_that_passes(item):
+        pass
+
+    @pytest.fixture(scope="module")
+    def changed(pgmonkey_database):
+        with pgmonkey_database.unblock(), psycopg.connect(pgmonkey_database.dsn) as conn:
+            conn.execute("CREATE TABLE more AS SELECT 1 AS n")
+
+    def test_after_unblock(changed, item):
+        assert False
+
+    def test_that_finds_more(item, pgmonkey):
+        assert pgmonkey.execute("SELECT n FROM more").fetchone() == (1,)
+
+    def test_with_unblock(item, pgmonkey_database):
+        with pgmonkey_database.unblock():
+            pass
+        assert False
+
+    class TestShared:
+        def test_it(self, pgmonkey_class, item):
+            assert False
+
+    @pytest.mark.xfail
+    def test_expected_to_fail(item):
+        assert False
+
+    def test_that_is_last(item):
+        pass
 """
 FAILING = """
     import pytest
@@ -113,9 +175,14 @@ def test_failures_of_every_phase(pytester: pytest.Pytester) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     output = result.stdout
     assert "2 failed, 2 passed, 1 xfailed, 2 errors" in output
-    assert names() == ["test_of_the_call", "test_of_the_setup", "test_of_the_teardown"]
+    assert names() == [
+        "test_of_the_call",
+        "test_of_the_setup",
+        "test_of_the_teardown",
+        "test_rolled_back",
+    ]
     found = kept_databases.entries()
-    assert [items(one) for one in found] == [[(7,)], [(8,)], [(9,)]]
+    assert [items(one) for one in found] == [[(7,)], [(8,)], [(9,)], [(10,)]]
     for one in found:
         told = f"\nDSN: {one.dsn}\n{one.psql}\npgmonkey kept --remove {one.name}\n"
         assert f"The database of this test is kept: {one.name}{told}" in output
@@ -123,9 +190,42 @@ def test_failures_of_every_phase(pytester: pytest.Pytester) -> None:
     home = home_of(found[0])
     kept_databases.remove(found[0])
     kept_databases.remove(found[1])
+    kept_databases.remove(found[3])
     assert items(found[2]) == [(9,)]
     kept_databases.remove(found[2])
     assert wait_until(lambda: is_gone(home, set()))
+
+
+def test_in_rollback_isolation(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """What was committed is there, and the next test finds nothing of it."""
+    pytester.makepyfile(ROLLED_BACK)
+    result = run("--pgmonkey-keep=failed", "--tb=short", "-p", "no:randomly")
+    result.assert_outcomes(failed=4, passed=3, errors=1, xfailed=1)
+    assert names() == ["test_by_every_door", "test_of_the_setup", "test_after_unblock"]
+    found = kept_databases.entries()
+    assert [items(one) for one in found] == [[(7,), (8,), (9,)], [(7,)], [(7,)]]
+    with psycopg.connect(found[2].dsn) as conn:
+        assert conn.execute("SELECT n FROM more").fetchall() == [(1,)]
+    result.stdout.fnmatch_lines(
+        [
+            found[0].psql,
+            "The database of this test is not kept after all: what every test finds has changed *",
+            "The database of this test is not kept: other tests work in it, too: *",
+        ]
+    )
+
+
+def test_in_an_existing_database(
+    pytester: pytest.Pytester, run: Callable[..., Any], config_file: Path
+) -> None:
+    pytester.makepyfile("def test_it(pgmonkey): assert False")
+    result = run(f"--pgmonkey-config={config_file}", "--pgmonkey-keep=failed")
+    result.stdout.fnmatch_lines(
+        [
+            "The database of this test is not kept: nothing is ever committed in a database that "
+            "is not the kit's own"
+        ]
+    )
 
 
 def test_a_run_without_failures(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:

@@ -107,13 +107,19 @@ class Clones:
             self._drop(self._original)
         self._template = self._original = None
 
-    def make_template(self) -> None:
-        """Copy the prepared database to one that nobody connects to, if not done yet."""
+    @property
+    def has_template(self) -> bool:
+        """Whether there is one of what the prepared database holds now."""
+        return self._template is not None
+
+    def make_template(self) -> str:
+        """Copy the prepared database to one that nobody connects to, if not done yet; name it."""
         if self._template is None:
             self._template = self._pristine()
         if self._template is None:
             self._before_copy()
             self._template = self._original = self._create(self._name("original"), self._source)
+        return self._template
 
     def close(self) -> None:
         """End the thread after what it has to do; databases go with the server or the run."""

@@ -1,4 +1,4 @@
-"""Keeps the databases of failed tests in clone isolation beyond their run."""
+"""Keeps the databases of failed tests beyond their run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ from ...kept_databases import (
     writable_directory,
 )
 from ...secrets import redact_text
-from .isolation import CloneIsolation
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from ..isolation import Isolation
     from ..servers.server import Server
+    from .isolation import CloneIsolation
 
 __all__ = ["Keeping"]
 
+_AFTER_ALL: Final = "The database of this test is not kept after all: {}"
+
 
 class Keeping:
-    """Follows the tests of a process, and keeps the clones of those that fail.
+    """Follows the tests of a process, and keeps the databases of those that fail.
 
     Whether a clone is kept is known when its test's teardown has been reported: a clone is held
-    until then. What it will be called is told with the failure, where people look for it.
+    until then. The database that other tests use, too, is kept before the next of them begins, so
+    only where the test has failed by then. What it will be called is told with the failure, where
+    people look for it.
     """
 
     def __init__(self, server: Server) -> None:
@@ -39,6 +45,7 @@ class Keeping:
         self._test = ""
         self._failed = self._refused = False
         self._plan: Kept | None = None
+        self._problem = ""
         self._held: CloneIsolation | None = None
         self._last: Kept | None = None
 
@@ -52,18 +59,36 @@ class Keeping:
         if self._plan is not None:
             self._settle()
 
-    def see(self, test: str, when: str, *, failed: bool, running: Isolation) -> str:
+    def see(
+        self, test: str, when: str, *, failed: bool, running: Isolation | None, obstacle: str
+    ) -> str:
         """Take note of a phase of a test; give what its report should tell, if anything.
 
-        `running` is what the test runs in now.
+        `running` is what the test runs in now, if in anything; `obstacle` why its database cannot
+        be kept.
         """
         if when == "setup":
             self._begin(test)
         self._failed |= failed
         if when == "teardown":
             return self._settle()
-        cloned = isinstance(running, CloneIsolation)
-        return self._announce() if failed and cloned and self._plan is None else ""
+        is_first = self._plan is None and not self._refused
+        return self._announce(obstacle) if failed and is_first and running is not None else ""
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether the report of the running test has told that its database is kept."""
+        return self._plan is not None
+
+    def keep(self, name: str) -> bool:
+        """Keep a database as it was told, in which nothing will be done any more."""
+        assert self._plan is not None
+        self._problem = self._keep(name, self._plan)
+        return not self._problem
+
+    def fail(self, problem: str) -> None:
+        """Note why a database is not kept although it was told so."""
+        self._problem = _AFTER_ALL.format(problem)
 
     def _begin(self, test: str) -> None:
         self._let_go()
@@ -73,15 +98,18 @@ class Keeping:
         self._test = test
         self._failed = self._refused = False
         self._plan = self._last = None
+        self._problem = ""
 
     def _let_go(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             held.give_back()
 
-    def _announce(self) -> str:
+    def _announce(self, obstacle: str = "") -> str:
         """Decide what the database will be called."""
         try:
+            if obstacle:
+                raise KeptError(obstacle)
             writable_directory()
             self._plan = self._server.kept_as(new_name(self._test), self._test)
         except PGMonkeyError as error:
@@ -101,26 +129,25 @@ class Keeping:
         told = ""
         if self._failed and self._held is not None and not self._refused:
             told = "" if self._plan else self._announce()
-            if self._plan is not None:
-                told = self._keep(self._held, self._plan) or told
+            if self._plan is not None and self.keep(self._held.name):
+                self._held = None
         self._let_go()
-        return told
+        return self._problem or told
 
-    def _keep(self, held: CloneIsolation, plan: Kept) -> str:
-        """Keep a clone; gives what went wrong."""
+    def _keep(self, name: str, plan: Kept) -> str:
+        """Keep a database; gives what went wrong."""
         try:
             kept = plan.save()
         except KeptError as error:
-            return f"The database of this test is not kept after all: {error}"
+            return _AFTER_ALL.format(error)
         try:
             assert kept.file is not None
             self._server.outlive(kept.file)
-            self._server.rename_database(held.name, plan.name)
+            self._server.rename_database(name, plan.name)
         except (PGMonkeyError, psycopg.Error, OSError) as error:
             with contextlib.suppress(KeptError):
                 kept.forget()
-            text = redact_text(str(error))
-            return f"The database of this test is not kept after all: {text}"
-        self._held, self._last = None, kept
+            return _AFTER_ALL.format(redact_text(str(error)))
+        self._last = kept
         remove_old()
         return ""

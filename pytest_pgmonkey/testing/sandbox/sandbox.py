@@ -102,10 +102,14 @@ class Sandbox(OuterTransaction):
 
     def reset(self) -> list[str]:
         """Undo what a test did and give what went wrong in it, as sentences for its report."""
+        self.forget_sources()
+        return super().reset()
+
+    def forget_sources(self) -> None:
+        """Have handles ask for what they borrow from anew."""
         for source in self._used:
             source.renew()
         self._used.clear()
-        return super().reset()
 
     def close(self) -> None:
         """End the session with the server."""

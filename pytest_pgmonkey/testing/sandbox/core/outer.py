@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import psycopg
 
-from .backend import Backend
+from ....errors import SandboxError
+from .backend import Backend, Level
 from .draining import is_at_rest
 from .member import Member
 from .places import Peer
@@ -30,6 +31,7 @@ _LEFT_OPEN: Final = (
     "pgmonkey.checkpoint() was still open when the test ended: use it as `with "
     "pgmonkey.checkpoint():`"
 )
+_NOT_REAL: Final = "its session was lost, or something was left in the middle"
 _DIED: Final = "the server closed the test's connection while the test ran"
 
 
@@ -163,6 +165,29 @@ class OuterTransaction:
             if self._backend is not None:
                 self._backend.end_look()
             return self._reset()
+
+    def make_real(self) -> list[str]:
+        """End a test so that what it has committed stays, and give what went wrong in it.
+
+        The session ends with it. Raises SandboxError where something could not be committed, and
+        psycopg.Error or TimeoutError where the server has refused it.
+        """
+        with self.joining:
+            backend = self.backend
+            backend.end_look()
+            problems = self._take_back(backend)
+            if self._backend is not backend:
+                raise SandboxError(_NOT_REAL)
+            self._come_to_rest(backend)
+            if backend.unsettled or backend.dead or self.checkpoints:
+                raise SandboxError(_NOT_REAL)
+            if backend.level in (Level.DIRECT, Level.STANDING):
+                backend.post_undo()  # what somebody has not committed
+            if backend.is_begun:
+                backend.run_blocking(b"COMMIT")
+            self._forget()
+            backend.close()
+            return problems
 
     def _reset(self) -> list[str]:
         backend = self._backend
