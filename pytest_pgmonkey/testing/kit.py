@@ -59,7 +59,11 @@ _NOT_IN_A_CLONE: Final = (
     "open; a clone does not have that data. Use isolation='rollback', or end the transaction"
 )
 
-
+_RESTARTS_FOR_ITSELF: Final = (
+    "sequences='restart' cannot be had in an existing database under pytest-xdist: each test "
+    "would wait for another worker's. Use scratch databases (--pgmonkey-database=scratch), or run "
+    "without workers"
+)
 _NO_CHECKPOINT: Final = (
     "pgmonkey.checkpoint() undoes nothing in clone isolation, where every commit is real. Mark the "
     "test with @pytest.mark.pgmonkey(isolation='rollback'), or let each case be a test of its own"
@@ -70,7 +74,8 @@ class Kit:
     """What the fixtures of one process share; made at their first use.
 
     Without `prepare()` it has a server alone. `isolations_wanted` gives those that the run's tests
-    ask for. Clients may come in at `entrance` before any test.
+    ask for, `restart_wanted` whether any of them asks for sequences as the template has them.
+    Clients may come in at `entrance` before any test.
     """
 
     # There once the database is prepared, for which every fixture asks first.
@@ -87,6 +92,7 @@ class Kit:
         worker: Worker | None = None,
         *,
         isolations_wanted: Callable[[], Collection[str]] = tuple,
+        restart_wanted: Callable[[], bool] = bool,
         entrance: Entrance | None = None,
     ) -> None:
         self._options = options
@@ -94,6 +100,7 @@ class Kit:
         self._stop_run = stop_run
         self._worker = worker
         self._isolations_wanted = isolations_wanted
+        self._restart_wanted = restart_wanted
         self._entrance = entrance
         # A client may start the server from a thread of its own.
         self._starting = threading.Lock()
@@ -194,13 +201,17 @@ class Kit:
     def _compose(self, preparation: Preparation) -> Database:
         server, name, options = preparation.server, preparation.name, self._options
         self._rollback = self.isolation = RollbackIsolation(
-            server.conninfo(name), options.wait_timeout, preparation.remake, server.log
+            server.conninfo(name),
+            options.wait_timeout,
+            preparation.remake,
+            server.log,
+            is_existing=preparation.is_existing,
         )
-        self._clones = Clones(server, name, self._rollback.close, preparation.pristine)
+        self._clones = Clones(server, name, self._before_copy, preparation.pristine)
         passage.recorder = self.record
         self._ends.callback(self._record_no_more)
         self.handles = OwnHandles(server.config(name), self._interception)
-        database = Database(preparation, self._rollback, self._clones.forget_template, self.files)
+        database = Database(preparation, self._rollback, self._changing, self.files)
         for end in (self._rollback.close, self._clones.close):
             self._ends.callback(end)
         if options.keep != "never":
@@ -247,12 +258,17 @@ class Kit:
     # Tests
 
     @contextmanager
-    def share(self) -> Iterator[Connection[Any]]:
-        """Give a connection whose work the tests of a scope see, until the block ends."""
+    def share(self, *, restarts: bool = False) -> Iterator[Connection[Any]]:
+        """Give a connection whose work the tests of a scope see, until the block ends.
+
+        Where it `restarts`, it finds sequences as the template has them.
+        """
         with self._between:
             self._end_sessions()
+            self._note_sequences()
             self._prepare_for_clones()
-            scope = self._rollback.open_scope()
+            self._check_restart(restarts=restarts)
+            scope = self._rollback.open_scope(restarts=restarts)
         try:
             yield scope.connection
         finally:
@@ -268,8 +284,11 @@ class Kit:
             if self._depth or self._database is None or self._interception.leading is not None:
                 return None
             self._end_sessions()
+            self._note_sequences()
             self._prepare_for_clones()
-            return self._rollback.widen(make)
+            restarts = self._options.sequences == "restart"
+            self._check_restart(restarts=restarts)
+            return self._rollback.widen(make, restarts=restarts)
 
     def _prepare_for_clones(self) -> None:
         """Make their template, if they may be wanted, while nobody has written to the database."""
@@ -287,18 +306,20 @@ class Kit:
         with self._between:
             self._rollback.leave(scope, in_test=bool(self._depth))
 
-    def begin(self, isolation: str, needs_clone: bool = False) -> None:
+    def begin(self, isolation: str, needs_clone: bool = False, restarts: bool = False) -> None:
         """Begin a test; fixtures may do so several times, the first one counts.
 
-        In isolation auto it is in a clone where it `needs_clone`, and where it can be.
+        In isolation auto it is in a clone where it `needs_clone`, and where it can be. Where it
+        `restarts`, it finds sequences as the template has them; a clone does anyway.
         """
         with self._between:
             if not self._depth:
-                self._begin(isolation, needs_clone=needs_clone)
+                self._begin(isolation, needs_clone=needs_clone, restarts=restarts)
             self._depth += 1
 
-    def _begin(self, isolation: str, *, needs_clone: bool) -> None:
+    def _begin(self, isolation: str, *, needs_clone: bool, restarts: bool) -> None:
         self._end_sessions()
+        self._note_sequences()
         could = self._makes_clones and not self._rollback.has_wider
         self.has_moved = could and isolation == "auto" and needs_clone
         is_cloned = isolation == "clone" or self.has_moved
@@ -307,7 +328,12 @@ class Kit:
         test: Isolation = self._clone() if is_cloned else self._rollback
         if self._keeping is not None and not (is_cloned or self._obstacle_to_keeping()):
             self._clones.make_template()  # of what the next test finds, should this one be kept
-        test.begin()
+        restarts = restarts and not is_cloned
+        self._check_restart(restarts=restarts)
+        if restarts:
+            self._rollback.begin(restarts=True)
+        else:
+            test.begin()
         self.record.begin()
         self._rollback.refusals.begin(moves=self.may_move)
         self.isolation = test
@@ -319,6 +345,32 @@ class Kit:
             raise KitError(_NOT_IN_A_CLONE)
         retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
         return CloneIsolation(self._clones, self.server, CloneConnector, retire)
+
+    def _note_sequences(self) -> None:
+        """Know where sequences are to stand before any test has moved them, if one will ask."""
+        if self._restart_wanted() or self._options.sequences == "restart":
+            self._rollback.note_sequences()
+
+    def _check_restart(self, *, restarts: bool) -> None:
+        if restarts and self._worker is not None and not self._makes_clones:
+            raise KitError(_RESTARTS_FOR_ITSELF)
+
+    def _before_copy(self) -> None:
+        """Let go of the prepared database, with sequences as tests are to find them."""
+        if self._makes_clones:
+            self._rollback.put_sequences_back()
+        self._rollback.close()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Have data come that every test shall see."""
+        self._clones.forget_template()
+        if not self._depth:  # a running test has used what follows
+            self._rollback.put_sequences_back()
+        try:
+            yield
+        finally:
+            self._rollback.forget_sequences()
 
     @property
     def refusal(self) -> str:
@@ -386,6 +438,7 @@ class Kit:
         if not keeping.keep(name):
             self.server.drop_database(name)
         self.server.create_database(name, self._clones.make_template())
+        self._rollback.forget_sequences()
         return told
 
     def _obstacle_to_keeping(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
 ISOLATIONS: Final = ("auto", "rollback", "clone")
+SEQUENCES: Final = ("count", "restart")
 _LIBPQ: Final = {
     "PGHOST": "host",
     "PGPORT": "port",
@@ -136,6 +137,13 @@ OPTIONS: Final = (
     Option(
         "report", None, "write a page with the tests' statements, to be opened in a browser", "path"
     ),
+    Option(
+        "sequences",
+        "count",
+        "where each test finds sequences: they go on counting, or restart as the template has them",
+        "choice",
+        SEQUENCES,
+    ),
     Option("types", ("native",), "types that pgmonkey_connection runs over", "names"),
     Option("keep", "never", "keep the database of a failed test", "choice", ("never", "failed")),
 )
@@ -165,6 +173,7 @@ class Options:
     n_plus_one_threshold: int
     durations: int
     report: Path | None
+    sequences: str
     types: tuple[str, ...]
     keep: str
     rootdir: Path

@@ -16,6 +16,7 @@ from .isolation import Isolation, KitError, SpoiledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ..handles import AsyncHandle, Handle
@@ -136,20 +137,20 @@ class Preparation:
 class Database:
     """The prepared database of this process; the value of the fixture `pgmonkey_database`.
 
-    `outside` leads past every test's transaction; `before_change` is called before data comes
-    that every test shall see.
+    `outside` leads past every test's transaction; `changing` is entered while data comes that
+    every test shall see.
     """
 
     def __init__(
         self,
         preparation: Preparation,
         outside: Isolation,
-        before_change: Callable[[], None],
+        changing: Callable[[], AbstractContextManager[None]],
         files: ConfigFiles,
     ) -> None:
         self._preparation = preparation
         self._outside = outside
-        self._before_change = before_change
+        self._changing = changing
         self._files = files
         self._server = preparation.server
         self.name: Final = preparation.name
@@ -192,6 +193,5 @@ class Database:
                 f"the database {self.name!r} is not the kit's own: nothing is ever committed in "
                 "it. Use scratch databases (--pgmonkey-database=scratch)"
             )
-        self._before_change()
-        with self._preparation.unblock():
+        with self._changing(), self._preparation.unblock():
             yield

@@ -10,6 +10,7 @@ import psycopg
 from .isolation import KitError
 from .sandbox import Sandbox
 from .sandbox.psycopg_door.connections import SandboxConnection
+from .sequences import Sequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["RollbackIsolation"]
 
 _PATIENCE: Final = 10.0
+_TEST: Final = "test"
+_SCOPE: Final = "scope"  # that is about to be opened
 
 
 class RollbackIsolation:
     """What the tests of a process run in, one after the other.
 
     `remake` makes the database anew after something was committed in it, or raises SpoiledError
-    with the failures that it is given; `log` gives the server's last lines.
+    with the failures that it is given; `log` gives the server's last lines. In an existing database
+    nothing is ever changed for good.
     """
 
     def __init__(
@@ -36,12 +40,15 @@ class RollbackIsolation:
         wait_timeout: float,
         remake: Callable[[list[str]], None],
         log: Callable[[], str],
+        *,
+        is_existing: bool = False,
     ) -> None:
         self._database = conninfo
         self._wait_timeout = wait_timeout
         self._remake = remake
         self._log = log
         self._sandbox = Sandbox(conninfo, wait_timeout)
+        self._sequences = Sequences(self._sandbox, is_existing=is_existing)
         # No call of ours stands between a handle and the sandbox: every borrower would pay for it.
         self.source: Final = self._sandbox.source
         self.async_source: Final = self._sandbox.async_source
@@ -93,10 +100,13 @@ class RollbackIsolation:
         finally:
             conn.close()
 
-    def open_scope(self) -> Scope[SandboxConnection]:
-        """Give a connection whose work the tests of a scope see."""
+    def open_scope(self, *, restarts: bool = False) -> Scope[SandboxConnection]:
+        """Give a connection whose work the tests of a scope see; sequences may restart for it."""
         with self._holding():
+            if restarts:
+                self._restart_for(_SCOPE)
             scope = self._sandbox.open_scope()
+        self._sequences.rename(_SCOPE, scope)
         self._shared.append(scope)
         return scope
 
@@ -105,10 +115,17 @@ class RollbackIsolation:
         self._shared.remove(scope)
         with self._holding():
             scope.close()
+            self._sequences.leave(scope)
+            if self._sequences.are_locked:
+                self._sequences.settle()
 
-    def widen(self, make: Callable[[OuterTransaction], WiderSession]) -> WiderSession:
+    def widen(
+        self, make: Callable[[OuterTransaction], WiderSession], *, restarts: bool = False
+    ) -> WiderSession:
         """Let a client's transaction be a scope, whose work the tests see until it ends."""
         with self._holding():
+            if restarts and not self._has_scopes:
+                self._sequences.bring_back()
             self._sandbox.make_room()
             session = make(self._sandbox)
             self._wider.append(session)
@@ -151,12 +168,18 @@ class RollbackIsolation:
             for session in held:
                 session.release()
 
-    def begin(self) -> None:
-        """Begin a test; the first connection that it borrows begins the transaction."""
-        if self._lost or self._shared or self._wider:
-            self._begin_special()
+    def begin(self, *, restarts: bool = False) -> None:
+        """Begin a test; the first connection that it borrows begins the transaction.
 
-    def _begin_special(self) -> None:
+        Where it `restarts`, sequences stand where they are to, or where wider scopes have left
+        them. Raises KitError where the role may not do that.
+        """
+        if self._lost or self._shared or self._wider:
+            self._begin_special(restarts=restarts)
+        elif restarts:
+            self._restart()
+
+    def _begin_special(self, *, restarts: bool) -> None:
         self.check_server()
         if any(scope.lost for scope in self._shared):
             raise KitError(
@@ -166,6 +189,50 @@ class RollbackIsolation:
         with self._holding():
             self._forget_wider()
             self._sandbox.begin()
+            if restarts:
+                self._restart()
+
+    def _restart(self) -> None:
+        with self._clean_after_errors():
+            self._restart_for(_TEST)
+
+    @contextmanager
+    def _clean_after_errors(self) -> Iterator[None]:
+        """Leave nothing open or unread: no end of a test follows."""
+        try:
+            yield
+        except BaseException:
+            self._sandbox.reset()
+            raise
+
+    # Sequences
+
+    def note_sequences(self) -> None:
+        """Take where sequences stand for where tests are to find them, if that is not known."""
+        if not self._sequences.are_known and not self._has_scopes:
+            self.check_server()
+            with self._clean_after_errors():
+                self._sequences.note()
+
+    def forget_sequences(self) -> None:
+        """Have it noted anew: data has come that stays."""
+        self._sequences.forget()
+
+    def put_sequences_back(self) -> None:
+        """Have them stand there for who comes from outside, as far as nobody works in a scope."""
+        if self._sequences.are_known and not self._has_scopes:
+            with self._clean_after_errors():
+                self._sequences.bring_back()
+
+    def _restart_for(self, inside: object) -> None:
+        if self._has_scopes:
+            self._sequences.enter(inside)
+        else:
+            self._sequences.bring_back()
+
+    @property
+    def _has_scopes(self) -> bool:
+        return bool(self._shared or self._wider)
 
     def check_server(self) -> None:
         """Raise KitError where the server has ended; the first one shows the server's log."""
@@ -180,11 +247,12 @@ class RollbackIsolation:
         """
         sandbox = self._sandbox
         refusals = sandbox.take_refusals()
-        failures = self._reset_with_wider() if self._wider else sandbox.reset()
+        failures = self._reset_with_wider() if self._wider else self._reset()
         if sandbox.spoiled:
             sandbox.close()
             sandbox.spoiled = False
             self._remake(failures)
+            self._sequences.forget()
         elif not sandbox.is_open:
             self._reopen()
         return failures, refusals
@@ -202,9 +270,17 @@ class RollbackIsolation:
         self._sandbox.forget_sources()
         return self._sandbox.make_real(), self._sandbox.take_refusals()
 
+    def _reset(self) -> list[str]:
+        failures = self._sandbox.reset()
+        try:
+            self._sequences.leave(_TEST)
+        except KitError as error:
+            failures.append(str(error))
+        return failures
+
     def _reset_with_wider(self) -> list[str]:
         with self._holding():
-            failures = self._sandbox.reset()
+            failures = self._reset()
             self._sandbox.close_left()
         self._forget_wider()
         return failures

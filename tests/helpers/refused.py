@@ -23,6 +23,7 @@ REFUSED: Final = (
 )
 #: Each refused test ends with a comparison, which `wrong()` below makes fail.
 MIXED: Final = """
+    import os
     import subprocess
     import sys
     import threading
@@ -99,7 +100,7 @@ MIXED: Final = """
     @pytest.mark.parametrize("n", range(2))
     def test_two_phase(pgmonkey, n):
         with pgmonkey.normal as conn:
-            conn.tpc_begin("the same name")
+            conn.tpc_begin("the same name" + os.environ.get("PYTEST_XDIST_WORKER", ""))
             conn.execute("INSERT INTO mixed VALUES (1)")
             conn.tpc_prepare()
         assert RIGHT == 1  # it is left open, and the next one has its name

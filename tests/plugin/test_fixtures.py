@@ -200,8 +200,11 @@ def test_types_by_option_and_marker(pytester: pytest.Pytester, run: Callable[...
     ("marker", "message"),
     [
         ("isolation='none'", "*isolation 'none' is not one of auto, rollback, clone*"),
-        ("isolated=True", "*takes isolation=, types= and max_queries=, not isolated*"),
-        ("'rollback'", "*takes isolation=, types= and max_queries=, not a positional argument*"),
+        ("isolated=True", "*takes isolation=, types=, max_queries= and sequences=, not isolated*"),
+        (
+            "'rollback'",
+            "*takes isolation=, types=, max_queries= and sequences=, not a positional argument*",
+        ),
     ],
 )
 def test_a_wrong_marker_fails_its_test(

@@ -134,6 +134,32 @@ def test_rollback_in_the_existing_database(
         assert conn.execute("SELECT count(*) FROM item").fetchone() == (0,)
 
 
+def test_sequences_restart(
+    pytester: pytest.Pytester,
+    run: Callable[..., Any],
+    pooled: Path,
+    pg_server: EmbeddedServer,
+    database: str,
+) -> None:
+    """What one of the server's sessions has fetched ahead is not the next test's, in another."""
+    with psycopg.connect(**pg_server.conninfo(database)) as conn:
+        conn.execute("CREATE SEQUENCE numbers CACHE 10")
+    in_each_session(pooled, "SELECT 1")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_it(pgmonkey, number):
+            for expected in (1, 2):
+                assert pgmonkey.execute("SELECT nextval('numbers')").fetchone() == (expected,)
+        """
+    )
+    run(f"--pgmonkey-config={pooled}", "--pgmonkey-sequences=restart").assert_outcomes(passed=6)
+    with psycopg.connect(**pg_server.conninfo(database)) as conn:
+        assert conn.execute("SELECT nextval('numbers')").fetchone() == (1,)
+
+
 def in_each_session(pooled: Path, query: str) -> list[Any]:
     """Ask in several of the server's sessions, among which the pooler then goes around."""
     conninfo = yaml.safe_load(pooled.read_text("utf-8"))["connection_settings"]

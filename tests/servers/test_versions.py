@@ -32,6 +32,7 @@ PROJECT = {
             with open("loaded.txt", "a") as file:
                 print("loaded", file=file)
             conn.execute("CREATE TABLE item (id int PRIMARY KEY DEFERRABLE, name text)")
+            conn.execute("CREATE SEQUENCE numbers CACHE 5; SELECT setval('numbers', 3)")
             conn.execute(
                 "CREATE FUNCTION md5_of(text) RETURNS text LANGUAGE sql "
                 "BEGIN ATOMIC; SELECT md5($1); END"
@@ -85,6 +86,23 @@ PROJECT = {
             async with pgmonkey_connection as conn:
                 await conn.execute("INSERT INTO item VALUES (1)")
 
+        @pytest.fixture(scope="class")
+        def used(pgmonkey_class):
+            assert pgmonkey_class.execute("SELECT nextval('numbers')").fetchone() == (4,)
+            pgmonkey_class.execute("CREATE SEQUENCE more")
+
+        @pytest.mark.pgmonkey(sequences="restart")
+        @pytest.mark.parametrize("number", range(2))
+        class TestSequences:
+            def test_alone(self, pgmonkey, number):
+                query = "SELECT nextval('numbers'), nextval('numbers')"
+                assert pgmonkey.execute(query).fetchone() == (4, 5)
+                pgmonkey.execute("SELECT setval('numbers', 1, false)")
+
+            def test_wider(self, used, pgmonkey, number):
+                query = "SELECT nextval('numbers'), nextval('more')"
+                assert pgmonkey.execute(query).fetchone() == (9, 1)
+
         def test_version(pgmonkey, pgmonkey_server):
             version = pgmonkey.execute("SHOW server_version").fetchone()[0]
             assert version.split()[0] == pgmonkey_server.version == os.environ["EXPECTED"]
@@ -129,7 +147,7 @@ def test_a_private_server(
 ) -> None:
     """All types in both isolations, and the second run finds the schema loaded."""
     for _ in range(2):
-        run(f"--pgmonkey-bindir={binaries.bindir}").assert_outcomes(passed=13)
+        run(f"--pgmonkey-bindir={binaries.bindir}").assert_outcomes(passed=17)
     assert loads(versioned) == ["loaded"]
 
 
@@ -140,7 +158,7 @@ def test_the_server_of_a_config(
     file = versioned.path / "server.yaml"
     file.write_text(yaml.safe_dump(server.config("postgres")), "utf-8")
     for _ in range(2):
-        run(f"--pgmonkey-config={file}").assert_outcomes(passed=13)
+        run(f"--pgmonkey-config={file}").assert_outcomes(passed=17)
     assert loads(versioned) == ["loaded"]
     with psycopg.connect(**server.admin_conninfo()) as admin:
         names = admin.execute("SELECT datname FROM pg_database WHERE datname ~ 'pgmonkey'")

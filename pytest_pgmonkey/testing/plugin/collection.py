@@ -11,7 +11,7 @@ import pytest
 
 from ... import sources
 from ...connection_type import CONNECTION_TYPES
-from ..options import ISOLATIONS, OptionError, judge_types
+from ..options import ISOLATIONS, SEQUENCES, OptionError, judge_types
 from . import internals
 from .configure import INTERCEPTION, OPTIONS
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ISOLATIONS_WANTED: Final = pytest.StashKey[Collection[str]]()
+RESTART_WANTED: Final = pytest.StashKey[bool]()
+"""Whether any test of the run asks for sequences as the template has them."""
 MOVED: Final = pytest.StashKey[str]()
 """Of a test in isolation auto that needs a clone: why."""
 CLONED: Final = pytest.StashKey[bool]()
@@ -50,10 +52,18 @@ _NATIVE: Final = {False: ("normal", "pool"), True: ("async", "async_pool")}
 class _Wish:
     """What a test asks of the kit."""
 
-    __slots__ = ("budget", "isolation", "problem")
+    __slots__ = ("budget", "isolation", "problem", "restarts")
 
-    def __init__(self, isolation: str, problem: str = "", budget: int | None = None) -> None:
+    def __init__(
+        self,
+        isolation: str,
+        problem: str = "",
+        budget: int | None = None,
+        *,
+        restarts: bool = False,
+    ) -> None:
         self.isolation: Final = isolation
+        self.restarts: Final = restarts
         self.problem: Final = problem
         self.budget: Final = budget
 
@@ -66,13 +76,15 @@ def _wish_of(item: pytest.Item) -> _Wish:
     for marker in item.iter_markers(_MARKER):
         if problem := _marker_problem(marker):
             return _Wish("rollback", f"@pytest.mark.pgmonkey: {problem}")
-    isolation = str(_marked(item, "isolation", item.config.stash[OPTIONS].isolation))
+    options = item.config.stash[OPTIONS]
+    isolation = str(_marked(item, "isolation", options.isolation))
     shared, problem = shared_data_of(item), ""
     if shared and isolation == "auto":
         isolation = "rollback"
     elif shared and isolation == "clone":
         problem = _NO_DATA.format(shared)
-    return _Wish(isolation, problem, _marked(item, "max_queries", None))
+    restarts = _marked(item, "sequences", options.sequences) == "restart"
+    return _Wish(isolation, problem, _marked(item, "max_queries", None), restarts=restarts)
 
 
 def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
@@ -84,16 +96,19 @@ def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
 
 
 def _marker_problem(marker: pytest.Mark) -> str:
-    unknown = set(marker.kwargs) - {"isolation", "types", "max_queries"}
+    unknown = set(marker.kwargs) - {"isolation", "types", "max_queries", "sequences"}
     if marker.args or unknown:
         what = ", ".join(sorted(unknown)) or "a positional argument"
-        return f"takes isolation=, types= and max_queries=, not {what}"
+        return f"takes isolation=, types=, max_queries= and sequences=, not {what}"
     budget = marker.kwargs.get("max_queries", 0)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
         return f"max_queries={budget!r} is no number of statements: give 0 or more"
     isolation = marker.kwargs.get("isolation", "rollback")
     if isolation not in ISOLATIONS:
         return f"isolation {isolation!r} is not one of {', '.join(ISOLATIONS)}"
+    sequences = marker.kwargs.get("sequences", "count")
+    if sequences not in SEQUENCES:
+        return f"sequences {sequences!r} is not one of {', '.join(SEQUENCES)}"
     return ""
 
 
@@ -140,6 +155,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in users:
         _prepare_item(item)
     config.stash[ISOLATIONS_WANTED] = {item.stash[_WISH].isolation for item in users}
+    config.stash[RESTART_WANTED] = any(item.stash[_WISH].restarts for item in users)
     config.stash[INTERCEPTION].collected()
     options = config.stash[OPTIONS]
     if options.intercept == "auto" and not users and not options.given:
@@ -232,11 +248,12 @@ def is_async(function: Any) -> bool:
 _running: pytest.Item
 _isolation: str
 _needs_clone: bool
+_restarts: bool
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    global _running, _isolation, _needs_clone
+    global _running, _isolation, _needs_clone, _restarts
     _running = item
     _needs_clone = MOVED in item.stash
     # Decided at collection: this is paid for by every test.
@@ -244,16 +261,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if CLONED in item.stash:
         wish = _Wish("clone")
     if wish is None:  # It may ask by getfixturevalue().
-        _isolation = item.config.stash[OPTIONS].isolation
+        options = item.config.stash[OPTIONS]
+        _isolation, _restarts = options.isolation, options.sequences == "restart"
         return
     if wish.problem:
         pytest.fail(wish.problem, pytrace=False)
-    _isolation = wish.isolation
+    _isolation, _restarts = wish.isolation, wish.restarts
 
 
-def isolation_of_running_test() -> tuple[str, bool]:
-    """Give the isolation that the test being set up asks for, and whether auto is to be clone."""
-    return _isolation, _needs_clone
+def isolation_of_running_test() -> tuple[str, bool, bool]:
+    """Give the isolation that the test being set up asks for, and whether auto is to be clone.
+
+    And whether it is to find sequences as the template has them.
+    """
+    return _isolation, _needs_clone, _restarts
+
+
+def restarts_sequences() -> bool:
+    """Whether the test being set up is to find sequences as the template has them."""
+    return _restarts
 
 
 def current_request() -> pytest.FixtureRequest:

@@ -47,16 +47,33 @@ def configure(config: pytest.Config) -> None:
     """Install what `install` does where no conftest has been loaded, and refuse odd pytests."""
     config.addinivalue_line(
         "markers",
-        "pgmonkey(isolation='auto', types='native', max_queries=None): give the test a PostgreSQL "
-        "database that is rolled back, without naming a fixture, or with other settings than the "
-        "run's, and at most so many queries.",
+        "pgmonkey(isolation='auto', types='native', max_queries=None, sequences='count'): give the "
+        "test a PostgreSQL database that is rolled back, without naming a fixture, or with other "
+        "settings than the run's, and at most so many queries.",
     )
     if INTERCEPTION not in config.stash:
         install(config, config.option)
+    _check_workers(config)
     # A project that only has the package installed runs on any pytest.
     problem = internals.unsupported(junit=bool(getattr(config.option, "xmlpath", None)))
     if problem and mentions_kit(config):
         raise pytest.UsageError(problem)
+
+
+def is_distributed(config: pytest.Config) -> bool:
+    """Whether the tests run in workers of pytest-xdist, as its controller knows it."""
+    return bool(getattr(config.option, "dist", "no") != "no")
+
+
+def _check_workers(config: pytest.Config) -> None:
+    """Refuse what only one process can do."""
+    options = config.stash[OPTIONS]
+    if options.sequences == "restart" and options.database == "existing" and is_distributed(config):
+        raise pytest.UsageError(
+            f"{options.given['sequences']} is restart, and {options.given['database']} existing: "
+            "under pytest-xdist each test would wait for another worker's. Use scratch databases, "
+            "or run without workers"
+        )
 
 
 def install(config: pytest.Config, arguments: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .collection import current_request, is_async
+from .collection import current_request, is_async, restarts_sequences
 from .configure import OPTIONS
 from .lifecycle import begin, kit_of, prepare, settle, show_errors
 from .second_runs import watch
@@ -82,14 +82,14 @@ def pgmonkey_url(_pgmonkey_kit: Kit) -> str:
 @pytest.fixture(scope="module")
 def pgmonkey_module(_pgmonkey_kit: Kit) -> Iterator[Connection[Any]]:
     """A sync connection for data that a module's tests share, rolled back at the module's end."""
-    with show_errors(), _pgmonkey_kit.share() as conn:
+    with show_errors(), _pgmonkey_kit.share(restarts=restarts_sequences()) as conn:
         yield conn
 
 
 @pytest.fixture(scope="class")
 def pgmonkey_class(_pgmonkey_kit: Kit) -> Iterator[Connection[Any]]:
     """A sync connection for data that a class's tests share, rolled back at the class's end."""
-    with show_errors(), _pgmonkey_kit.share() as conn:
+    with show_errors(), _pgmonkey_kit.share(restarts=restarts_sequences()) as conn:
         yield conn
 
 

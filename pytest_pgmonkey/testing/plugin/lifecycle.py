@@ -17,8 +17,13 @@ import pytest
 
 from ... import sources
 from ...errors import PGMonkeyError, require_libpq
-from .collection import ISOLATIONS_WANTED, isolation_of_running_test, uses_kit
-from .configure import INTERCEPTION, OPTIONS, mentions_kit
+from .collection import (
+    ISOLATIONS_WANTED,
+    RESTART_WANTED,
+    isolation_of_running_test,
+    uses_kit,
+)
+from .configure import INTERCEPTION, OPTIONS, is_distributed, mentions_kit
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -65,6 +70,7 @@ def _make_kit(config: pytest.Config) -> Kit:
         partial(_stop, config),
         _worker(config),
         isolations_wanted=partial(config.stash.get, ISOLATIONS_WANTED, ()),
+        restart_wanted=partial(config.stash.get, RESTART_WANTED, False),
         entrance=config.stash.get(ENTRANCE, None),
     )
     return kit
@@ -195,8 +201,7 @@ def _end_run(name: str) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     # With pytest-xdist the items are the workers' alone, and a header comes once.
-    distributed = getattr(config.option, "dist", "no") != "no"
-    if config.stash[OPTIONS].given or (distributed and mentions_kit(config)):
+    if config.stash[OPTIONS].given or (is_distributed(config) and mentions_kit(config)):
         return _header(config.stash[OPTIONS])
     return None
 

@@ -127,7 +127,11 @@ class OuterTransaction:
         with self.joining:
             return self._join(origin, settings)
 
-    def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
+    def live(self) -> Backend:
+        """Give the backend, anew where the server has ended it since the last test.
+
+        Only while nobody can join.
+        """
         if self._resetting:
             self._replace(self.backend)
         backend = self.backend
@@ -137,6 +141,10 @@ class OuterTransaction:
             backend.close()
             self.connect(_PATIENCE)
             backend = self.backend
+        return backend
+
+    def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
+        backend = self.live()
         if backend.abandoned:
             backend.bury()
         member = Member(backend, origin, settings, self.wait_timeout)
