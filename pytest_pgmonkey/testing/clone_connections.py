@@ -9,6 +9,7 @@ from psycopg import pq
 
 from ..connecting import Connector
 from . import passage
+from .sandbox.core.places import Left, caller
 from .sandbox.psycopg_door.internals import (
     DECLARE,
     STATEMENT,
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from ..connecting import AnyConnection, Steps
+    from .sandbox.core.places import Place
     from .sql.lexer import Statement
 
 _STATUS: Final = pq.TransactionStatus
 
-__all__ = ["AsyncCloneConnection", "CloneConnection", "CloneConnector"]
+__all__ = ["AsyncCloneConnection", "CloneConnection", "CloneConnector", "Loans"]
 
 
 class _Past:
@@ -41,7 +43,7 @@ class _Past:
     @property
     def in_block(self) -> bool:
         """Whether a transaction is open."""
-        return self.pgconn.transaction_status in (_STATUS.INTRANS, _STATUS.INERROR)
+        return _is_open(self)
 
 
 class CloneConnection(_Past, psycopg.Connection[Any]):
@@ -101,3 +103,28 @@ class CloneConnector(Connector):
         ours._is_ours = True
         yield from super().apply_settings(conn)
         ours._is_ours = False
+
+
+class Loans:
+    """The connections that a handle has lent just now, with the places where they were borrowed."""
+
+    def __init__(self) -> None:
+        self._loans: dict[int, tuple[Any, Any, Place]] = {}
+
+    def note(self, source: Any, conn: Any) -> Any:
+        """Note that one was borrowed; gives it."""
+        self._loans[id(conn)] = source, conn, caller()
+        return conn
+
+    def end(self, conn: Any) -> Any:
+        """Forget one that is returned; gives where it came from."""
+        return self._loans.pop(id(conn))[0]
+
+    @property
+    def left(self) -> list[Left]:
+        """Those that were not returned."""
+        return [Left(place, _is_open(conn)) for _, conn, place in self._loans.values()]
+
+
+def _is_open(conn: Any) -> bool:
+    return conn.pgconn.transaction_status in (_STATUS.INTRANS, _STATUS.INERROR)

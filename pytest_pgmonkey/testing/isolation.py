@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from ..handles import AsyncHandle, Handle
     from ..sources import AsyncSource, Source
     from .sandbox.core.outer import OuterTransaction
+    from .sandbox.core.places import Left as Left
 
-__all__ = ["Isolation", "KitError", "Sources", "SpoiledError"]
+__all__ = ["Isolation", "KitError", "Loans", "Sources", "SpoiledError"]
 
 
 class KitError(PGMonkeyError):
@@ -37,6 +38,20 @@ class Sources(Protocol):
         """What clients of the gateway join: a transaction, or a database by libpq's keywords."""
 
 
+class Loans(Protocol):
+    """The connections that a handle has lent just now."""
+
+    def note(self, source: Any, conn: Any) -> Any:
+        """Note that one was borrowed; gives it."""
+
+    def end(self, conn: Any) -> Any:
+        """Forget one that is returned; gives where it came from."""
+
+    @property
+    def left(self) -> list[Left]:
+        """Those that were not returned."""
+
+
 class Isolation(Sources, Protocol):
     """What a test runs in, from its first fixture to its end."""
 
@@ -46,6 +61,10 @@ class Isolation(Sources, Protocol):
 
     def execute(self, query: Any, params: Any) -> Cursor[Any]:
         """Run one statement in autocommit."""
+
+    @property
+    def left(self) -> list[Left]:
+        """What the test that has ended last has not returned."""
 
     def begin(self) -> None:
         """Begin the test."""

@@ -21,7 +21,7 @@ from ..secrets import redact_text
 from . import passage
 from .addresses.config_files import ConfigFiles
 from .addresses.purpose import Purpose
-from .clone_connections import CloneConnector
+from .clone_connections import CloneConnector, Loans
 from .clones.clones import Clones
 from .clones.isolation import CloneIsolation
 from .databases.recipe import recipe_of
@@ -118,6 +118,8 @@ class Kit:
         """Whether it is run in a clone if it is refused anything."""
         self.has_moved = False
         """Whether the test that began last is in a clone although it did not ask for one."""
+        self.leaks: list[str] = []
+        """What the test that has ended last has left open, for its report."""
         self.files = ConfigFiles()
         self._ends = ExitStack()
         self._ends.callback(self.files.remove)
@@ -344,7 +346,7 @@ class Kit:
         if self._rollback.has_wider:
             raise KitError(_NOT_IN_A_CLONE)
         retire = self._keeping.hold if self._keeping else CloneIsolation.give_back
-        return CloneIsolation(self._clones, self.server, CloneConnector, retire)
+        return CloneIsolation(self._clones, self.server, CloneConnector, Loans, retire)
 
     def _note_sequences(self) -> None:
         """Know where sequences are to stand before any test has moved them, if one will ask."""
@@ -394,6 +396,7 @@ class Kit:
     def expect_test(self) -> None:
         """Forget what is known of the last test."""
         self.may_clone = self.may_move = self.has_moved = False
+        self.leaks = []
 
     def end(self) -> tuple[list[str], list[str]]:
         """End a test: undo it, and give its failures and what else its report should tell.
@@ -414,14 +417,29 @@ class Kit:
         test, self.isolation = self.isolation, self._rollback
         try:
             if test is self._rollback and self._keeping is not None and self._keeping.is_promised:
-                return self._end_and_keep(self._keeping)
-            return test.end()
+                failures, refusals = self._end_and_keep(self._keeping)
+            else:
+                failures, refusals = test.end()
+            return failures + self._see_leaks(test), refusals
         except SpoiledError as error:
             self._stop_run(f"pgmonkey: {error}")
             raise
         finally:
             if self._gateway is not None:
                 self._gateway.end_clients()
+
+    def _see_leaks(self, test: Isolation) -> list[str]:
+        """Note what a test has left open; gives what it fails by."""
+        self.leaks = []
+        if not test.left or self._options.leaks == "off":
+            return []
+        from .record.leaks import leaks
+
+        found = leaks(test.left)
+        if self._options.leaks == "error":
+            return found
+        self.leaks = found
+        return []
 
     def _end_and_keep(self, keeping: Keeping) -> tuple[list[str], list[str]]:
         """End a test in rollback isolation whose database is kept, and make another one."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "Option", "OptionError", "Options", "resolve"]
 
+JUDGEMENTS: Final = ("off", "warn", "error")
 ISOLATIONS: Final = ("auto", "rollback", "clone")
 SEQUENCES: Final = ("count", "restart")
 _LIBPQ: Final = {
@@ -130,10 +131,13 @@ OPTIONS: Final = (
         "off",
         "find the same statement run from the same place, one by one",
         "choice",
-        ("off", "warn", "error"),
+        JUDGEMENTS,
     ),
     Option("n-plus-one-threshold", 10, "how often it is too often", "count"),
     Option("durations", 0, "show so many slowest statements and tests at the end", "count"),
+    Option(
+        "leaks", "warn", "tell of connections that a test has not returned", "choice", JUDGEMENTS
+    ),
     Option(
         "report", None, "write a page with the tests' statements, to be opened in a browser", "path"
     ),
@@ -172,6 +176,7 @@ class Options:
     n_plus_one: str
     n_plus_one_threshold: int
     durations: int
+    leaks: str
     report: Path | None
     sequences: str
     types: tuple[str, ...]

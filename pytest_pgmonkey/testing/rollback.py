@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .gateway.sessions.wider import WiderSession
     from .sandbox.core.outer import OuterTransaction, Scope
+    from .sandbox.core.places import Left
     from .sandbox.core.refusals import Refusals
 
 __all__ = ["RollbackIsolation"]
@@ -84,6 +85,11 @@ class RollbackIsolation:
     def refusals(self) -> Refusals:
         """What the test was refused that a clone would serve."""
         return self._sandbox.refusals
+
+    @property
+    def left(self) -> list[Left]:
+        """What the test that has ended last has not returned."""
+        return self._sandbox.left
 
     @property
     def leads_to(self) -> OuterTransaction:

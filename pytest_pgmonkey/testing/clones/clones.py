@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["CloneError", "Clones"]
 
 _AHEAD: Final = 2
-# What has written has taken a transaction id: the next one to be given tells.
+# What has written has taken a transaction id: the one after the last that has ended tells.
 _NEXT_XID: Final = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text"
 
+_OPEN: Final = (
+    "SELECT FROM pg_catalog.pg_stat_activity WHERE datname = %s AND xact_start IS NOT NULL LIMIT 1"
+)
 _HAS_PREPARED: Final = "SELECT FROM pg_catalog.pg_prepared_xacts WHERE database = %s LIMIT 1"
 
 
@@ -73,6 +76,10 @@ class Clones:
         if self._last_job is not None and not self._last_job.done():
             return object()  # our own jobs write, too
         return self._watching().execute(_NEXT_XID).fetchone(), jobs
+
+    def is_in_use(self, name: str) -> bool:
+        """Whether somebody has a transaction open in a clone: none that is open is in a mark."""
+        return self._watching().execute(_OPEN, [name]).fetchone() is not None
 
     def _watching(self) -> psycopg.Connection[Any]:
         if self._watch is None or self._watch.closed:

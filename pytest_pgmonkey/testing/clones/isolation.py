@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ...connecting import Connector
     from ...handles import AsyncHandle, Handle
+    from ..isolation import Left, Loans
     from ..servers.server import Server
     from .clones import Clones
 
@@ -25,17 +26,15 @@ __all__ = ["CloneIsolation"]
 class _Lent:
     """A production handle's connections, lent to the handle that the application holds."""
 
-    def __init__(self, twin: Handle) -> None:
+    def __init__(self, twin: Handle, loans: Loans) -> None:
         self._twin = twin
-        self._origins: dict[int, Any] = {}
+        self.loans: Final = loans
 
     def getconn(self, timeout: float | None = None) -> Any:
-        source, conn = self._twin._borrow(timeout)
-        self._origins[id(conn)] = source
-        return conn
+        return self.loans.note(*self._twin._borrow(timeout))
 
     def putconn(self, conn: Any) -> None:
-        self._origins.pop(id(conn)).putconn(conn)
+        self.loans.end(conn).putconn(conn)
 
     def close(self) -> None:
         self._twin.disconnect()
@@ -55,17 +54,15 @@ class _Lent:
 class _AsyncLent:
     """The same for an async handle."""
 
-    def __init__(self, twin: AsyncHandle) -> None:
+    def __init__(self, twin: AsyncHandle, loans: Loans) -> None:
         self._twin = twin
-        self._origins: dict[int, Any] = {}
+        self.loans: Final = loans
 
     async def getconn(self, timeout: float | None = None) -> Any:
-        source, conn = await self._twin._borrow(timeout)
-        self._origins[id(conn)] = source
-        return conn
+        return self.loans.note(*await self._twin._borrow(timeout))
 
     async def putconn(self, conn: Any) -> None:
-        await self._origins.pop(id(conn)).putconn(conn)
+        await self.loans.end(conn).putconn(conn)
 
     async def close(self) -> None:
         await self._twin.disconnect()
@@ -87,8 +84,8 @@ class _AsyncLent:
 class CloneIsolation:
     """What one test runs in: a clone, to which handles lead by production's own sources.
 
-    `connector` opens their connections; `retire` takes the isolation of a test that has ended, and
-    gives its clone back at some time.
+    `connector` opens their connections, of which `loans` keeps account; `retire` takes the
+    isolation of a test that has ended, and gives its clone back at some time.
     """
 
     def __init__(
@@ -96,16 +93,20 @@ class CloneIsolation:
         clones: Clones,
         server: Server,
         connector: type[Connector],
+        loans: Callable[[], Loans],
         retire: Callable[[CloneIsolation], None],
     ) -> None:
         self._clones = clones
         self._server = server
         self._connector = connector
+        self._loans = loans
         self._retire = retire
         self._twins: dict[Any, Any] = {}
         self._lent: dict[Any, Any] = {}
         self._connection: psycopg.Connection[Any] | None = None
         self._clean = False
+        self.left: list[Left] = []
+        """What the test has not returned, once it has ended."""
 
     def begin(self) -> None:
         """Take a clone."""
@@ -129,7 +130,7 @@ class CloneIsolation:
         spec = in_clone(handle.spec, self.conninfo)
         twin = make_handle(spec, handle._connector.hook, connector=self._connector)
         self._twins[twin] = handle
-        self._lent[handle] = kind(twin)
+        self._lent[handle] = kind(twin, self._loans())
         return self._lent[handle]
 
     @property
@@ -152,10 +153,11 @@ class CloneIsolation:
 
     def end(self) -> tuple[list[str], list[str]]:
         """Close what the test has opened; there is nothing to tell of it."""
+        self.left = [left for lent in self._lent.values() for left in lent.loans.left]
         for twin in self._twins:
             twin._end_all()
         try:
-            self._clean = self._clones.mark() == self._before
+            self._clean = not self.left and self._is_as_before()
             self._clones.roll_back_prepared(self.name)
             if self._connection is not None:
                 self._connection.close()
@@ -164,6 +166,9 @@ class CloneIsolation:
             self._clean = False
         self._retire(self)
         return [], []
+
+    def _is_as_before(self) -> bool:
+        return self._clones.mark() == self._before and not self._clones.is_in_use(self.name)
 
     def give_back(self) -> None:
         """Give the clone back, for another test if nothing was written in it."""

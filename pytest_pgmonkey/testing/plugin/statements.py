@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 _NAME: Final = "pgmonkey-statements"
 TITLE: Final = "pgmonkey statements"
 _REPEATS: Final = "pgmonkey repeats"
+# pytest shows what belongs to the teardown by this word with the failure, too.
+_LEAKS: Final = "pgmonkey leaks (teardown)"
+_AGAIN: Final = "a statement again and again"
+_NOT_RETURNED: Final = "left connections or changes behind"
 # Of reports, so that they come to the process that writes the summary.
 _SPENT: Final = "pgmonkey_spent"
 _REPEATED: Final = "pgmonkey_repeats"
+_LEAKED: Final = "pgmonkey_leaks"
 
 
 def tell_of_statements(config: pytest.Config) -> None:
@@ -46,6 +51,7 @@ class Statements:
         self._repeats: list[str] = []
         self._durations: Any = None
         self._repeated: dict[str, list[str]] = {}
+        self._leaked: dict[str, list[str]] = {}
         if self._options.durations:
             from ..record.durations import Durations
 
@@ -93,6 +99,9 @@ class Statements:
                 from ..record.durations import spent
 
                 setattr(report, _SPENT, spent(kit.record.since(0)))
+            if kit.leaks:
+                report.sections.append((_LEAKS, "\n".join(kit.leaks)))
+                setattr(report, _LEAKED, kit.leaks)
             kit.record.forget()  # the next test may be one without a database
         return report
 
@@ -107,23 +116,30 @@ class Statements:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if found := getattr(report, _REPEATED, None):
             self._repeated[report.nodeid] = found
+        if found := getattr(report, _LEAKED, None):
+            self._leaked[report.nodeid] = found
         if self._durations is not None and (found := getattr(report, _SPENT, None)):
             self._durations.add(report.nodeid, found)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        number = len(self._repeated)
-        if number:
-            tests = "1 test runs" if number == 1 else f"{number} tests run"
-            terminalreporter.write_line(f"pgmonkey: {tests} a statement again and again")
-        for test, found in self._repeated.items():
-            for each in found:
-                terminalreporter.write_line(f"  {test}: {each}")
+        _tell(terminalreporter, self._repeated, "1 test runs", "{} tests run", _AGAIN)
+        _tell(terminalreporter, self._leaked, "1 test has", "{} tests have", _NOT_RETURNED)
         if self._durations is not None:
             terminalreporter.ensure_newline()
             terminalreporter.section("pgmonkey durations")
             width = terminalreporter.config.get_terminal_writer().fullwidth
             for line in self._durations.lines(self._options.durations, width):
                 terminalreporter.write_line(line)
+
+
+def _tell(reporter: Any, found: dict[str, list[str]], one: str, several: str, what: str) -> None:
+    """Write a line on what was found of tests, and each of them below."""
+    if found:
+        tests = one if len(found) == 1 else several.format(len(found))
+        reporter.write_line(f"pgmonkey: {tests} {what}")
+    for test, lines in found.items():
+        for each in lines:
+            reporter.write_line(f"  {test}: {each}")
 
 
 def _keep_to(budget: int, kit: Kit, start: int, before: int) -> None:

@@ -161,6 +161,11 @@ class Member:
         return self.transaction.open
 
     @property
+    def has_changes(self) -> bool:
+        """Whether a transaction is open that has perhaps written."""
+        return self.transaction.open and self.transaction.writes
+
+    @property
     def status(self) -> pq.TransactionStatus:
         """The transaction status that application code expects to see."""
         if self.returned or self.backend.dead:

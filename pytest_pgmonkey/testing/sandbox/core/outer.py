@@ -13,7 +13,7 @@ from ....errors import SandboxError
 from .backend import Backend, Level
 from .draining import is_at_rest
 from .member import Member
-from .places import Peer
+from .places import Left, Peer
 from .refusals import Refusals
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class OuterTransaction:
         self.checkpoints: Final[list[Checkpoint]] = []
         self._in_test = False
         self._resetting = False  # also where the reset of a test was interrupted
+        self.left: list[Left] = []
+        """What the test that has ended last has not returned."""
         self._given_up: list[Backend] = []  # libpq's side must outlive who still waits on it
         self.spoiled = False
         """Whether something of a test was committed: the database must not be used again."""
@@ -204,6 +206,7 @@ class OuterTransaction:
         if self._resetting:
             return self._replace(backend)
         self._resetting = True
+        self.left = []
         problems = self._take_back(backend) if backend.members or backend.abandoned else []
         if self._backend is backend:
             self._come_to_rest(backend)
@@ -288,6 +291,7 @@ class OuterTransaction:
         """Close what the test did not return; a statement still running is cancelled."""
         backend.bury()
         members = [each for each in backend.members if not each.is_scope]
+        self.left = [Left(each.origin, each.has_changes) for each in members]
         for member in members:
             member.end(_ENDED)
         problems = [

@@ -40,6 +40,14 @@ class Peer(NamedTuple):
 Origin = Place | Peer
 
 
+class Left(NamedTuple):
+    """What a test has left at its end: a connection, and whether it had changed something."""
+
+    origin: Origin
+    has_changes: bool
+    """In a transaction that was open."""
+
+
 def caller() -> Place:
     """Give the innermost line that belongs neither to the kit nor to psycopg."""
     frame = _user_frame(2)
