@@ -13,7 +13,7 @@ import psycopg
 
 from ... import passage
 from ...sandbox.core.refusals import no_two_phase
-from ...sandbox.core.statements import Door, park, prepare, refuse_outside
+from ...sandbox.core.statements import Door, park, prepare, refuse_outside, warn_outside
 from ...sql.lexer import Verb
 from ..protocol import wire
 from ..protocol.client_statements import ClientStatement
@@ -173,6 +173,7 @@ class Extended:
     def _prepare(self, bind: Bind, statement: ClientStatement) -> Steps:
         """Run what comes before a statement; here, as it would end the unnamed portal."""
         parts = statement.parts
+        is_first = not (self._member.transaction.unit or self._group.parts)
         yield from self._send_group()
         yield from self._session.get_ready(parts)
         try:
@@ -180,6 +181,8 @@ class Extended:
         except psycopg.Error as error:
             self._refused[bind.portal] = error  # which is told when it is executed
         else:
+            if is_first and self._member.transaction.unit:  # begun by the Parse alone
+                warn_outside(self._member, parts, self._session)
             yield from prepare(self._member, parts, bind.texts(), self._session)
         self._settle_statement(bind.statement)
         self._group.add(bind.of(statement.name))

@@ -110,6 +110,14 @@ def refuse_outside(member: Member, parts: Parts, *, autocommit: bool) -> None:
         raise no_block(part)
 
 
+def warn_outside(member: Member, parts: Parts, door: Door) -> None:
+    """Warn, as the server would, of what has no effect where there is no transaction block."""
+    if not member.transaction.open and len(parts) == 1:
+        name = _ONLY_IN_BLOCKS.get(parts[0].verb)
+        if name:
+            door.warn("25P01", f"{name} can only be used in transaction blocks")
+
+
 def prepare(
     member: Member, parts: Parts, params: Any, door: Door, *, by_user: bool = True
 ) -> Steps:
@@ -121,8 +129,7 @@ def prepare(
     if not transaction.open and not transaction.unit:
         if door.autocommit or not by_user:
             yield from transaction.begin_unit()
-            if len(parts) == 1 and (name := _ONLY_IN_BLOCKS.get(parts[0].verb)):
-                door.warn("25P01", f"{name} can only be used in transaction blocks")
+            warn_outside(member, parts, door)
         else:
             # Our own commands come first, and must not be before the transaction.
             yield from transaction.begin(door.begin_command())
