@@ -6,7 +6,7 @@ turn, `steps` gives the generator to run: psycopg's own, or the same with our co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -233,6 +233,8 @@ def _pipelined(
     if kind is STATEMENT and is_queued(gen) and not obj.closed:
         if speak_of_transactions(parts):
             raise _no_control_in_pipelines()
+        if discards_all(member, parts, autocommit=conn.autocommit):
+            raise RefusedError(_NO_DISCARD, "; leave the pipeline before it")
         if any(part.words[0] == "COPY" for part in parts):
             # psycopg sends it, and the session is lost.
             raise psycopg.NotSupportedError("COPY cannot be used in pipeline mode")
@@ -265,6 +267,9 @@ def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> St
         yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
         resume(member)  # it stays failed until the sync
         raise
+
+
+_NO_DISCARD: Final = "DISCARD ALL cannot be run in pipeline mode in a rolled-back test"
 
 
 def _no_control_in_pipelines() -> RefusedError:
