@@ -145,6 +145,20 @@ def test_others_do_not_wait_for_one_that_has_read(test, conn):
     assert numbers(conn) == [1]
 
 
+@pytest.mark.parametrize("before", ["SELECT 1", "DELETE FROM t"])
+def test_others_do_not_wait_for_one_that_reads_afterwards(test, before):
+    """What was written inside is not taken for its own."""
+    for _ in range(2):
+        test.execute(before)
+    with test.checkpoint():
+        test.execute(INSERT.format(2))
+    with test.normal as reader, test.pool as writer:
+        found = numbers(reader)
+        writer.execute(INSERT.format(3))
+        writer.commit()
+        assert numbers(reader) == [*found, 3]
+
+
 def test_a_connection_that_is_closed_inside(test, conn):
     """What it had not committed is nobody's."""
     conn.execute(INSERT.format(1))
@@ -216,6 +230,18 @@ def test_savepoints_from_before(test, conn):
                 conn.execute(command)
     conn.execute("ROLLBACK TO mine")
     assert numbers(conn) == []
+
+
+@pytest.mark.parametrize("command", ["commit", "rollback"])
+def test_the_end_of_a_transaction_with_savepoints_from_before(test, conn, command):
+    conn.execute("SAVEPOINT mine")
+    with test.checkpoint():
+        getattr(conn, command)()
+        test.execute(INSERT.format(1))
+        assert numbers(test) == [1]
+    conn.execute("ROLLBACK TO mine")
+    conn.rollback()
+    assert numbers(test) == []
 
 
 def test_a_cursor_and_prepared_statements_from_before(test, conn):
@@ -318,6 +344,18 @@ def test_shared_data_is_there_afterwards(process):
         wider.close()
 
 
+def test_shared_data_where_the_test_has_done_nothing_before(process):
+    """Its own savepoint must be around that of the block."""
+    with process.kit.share() as shared:
+        shared.execute(INSERT.format(1))
+        for _ in range(2):
+            with process.test() as test:
+                with test.checkpoint():
+                    test.execute(INSERT.format(2))
+                assert numbers(test) == [1]
+                test.execute(INSERT.format(3))
+
+
 def test_other_threads_go_on(process, test):
     """Whatever they are at just then, what they write inside is undone."""
     ends, wrong = threading.Event(), list[BaseException]()
@@ -361,6 +399,8 @@ WRITES = (
     "SET LOCAL work_mem = '7MB'",
     "CREATE TABLE made ()",
     "SAVEPOINT a",
+    "ROLLBACK TO a",
+    "RELEASE a",
     "COMMIT",
     "ROLLBACK",
 )
@@ -376,6 +416,10 @@ class Four:
         clients = [psycopg.connect(test.dsn), psycopg.connect(test.dsn, autocommit=True)]
         self.conns = [stack.enter_context(each) for each in (*handles, *clients)]
 
+    def join(self) -> None:
+        """Have the clients known to the test: their settings are then those from before."""
+        self.do([(2, "SELECT 1"), (2, "ROLLBACK"), (3, "SELECT 1")])
+
     def do(self, program: list[tuple[int, str]]) -> list[Any]:
         return [self._ask(self.conns[which], query) for which, query in program]
 
@@ -389,16 +433,30 @@ class Four:
         except psycopg.Error as error:
             return error.sqlstate or type(error).__name__
 
+    def learn(self) -> None:
+        """Let the clients' drivers hear whether a transaction is open."""
+        for conn in self.conns[2:]:
+            conn.pgconn.exec_(b"")
+
     def end(self) -> list[Any]:
         """Give what is left when everybody has rolled back."""
         self.do([(n, "ROLLBACK") for n in range(4)])
         return self.do([(n, query) for n in range(4) for query in READS])
 
 
-def run(process: Process, before: Any, inside: Any, after: Any) -> Any:
+def run(process: Process, is_shared: bool, is_fresh: bool, *programs: Any) -> Any:
+    with ExitStack() as around:
+        if is_shared:
+            around.enter_context(process.kit.share()).execute(INSERT.format(0))
+        return run_test(process, is_fresh, *programs)
+
+
+def run_test(process: Process, is_fresh: bool, before: Any, inside: Any, after: Any) -> Any:
     with process.test() as test, process.waiting(0.01):
         with ExitStack() as stack:
             four = Four(process, test, stack)
+            if not is_fresh:
+                four.join()
             noted = four.do(before)
             try:
                 with test.checkpoint():
@@ -406,6 +464,7 @@ def run(process: Process, before: Any, inside: Any, after: Any) -> Any:
             except SandboxError:
                 noted.append("a transaction that has failed")
             else:
+                four.learn()
                 noted += [*four.do(after), *four.end()]
             four.end()
         process.kit._rollback.refusals.take_waits()
@@ -419,7 +478,12 @@ def run(process: Process, before: Any, inside: Any, after: Any) -> Any:
     derandomize="PGMONKEY_CHECKPOINTS" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(steps, steps, steps)
-def test_programs(process: Process, before: Any, inside: Any, after: Any) -> None:
-    expected = run(process, before, [], after)
-    assert run(process, before, inside, after) == expected
+@given(st.booleans(), st.booleans(), steps, steps, steps)
+def test_programs(
+    process: Process, is_shared: bool, is_fresh: bool, before: Any, inside: Any, after: Any
+) -> None:
+    """In shared data or not; where a test has done nothing before, its handles work inside."""
+    if is_fresh:
+        inside = [(which % 2, query) for which, query in inside]
+    expected = run(process, is_shared, is_fresh, before, [], after)
+    assert run(process, is_shared, is_fresh, before, inside, after) == expected

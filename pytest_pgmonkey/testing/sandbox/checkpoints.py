@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from psycopg import pq
 
 from ...errors import SandboxError
+from .core.backend import Level
 from .core.turns import BusyError
 from .standstill import Standstill
 
@@ -152,12 +153,14 @@ class Checkpoint:
     def _former_holder(self, backend: Backend) -> Member | None:
         """Give whose turn it was at the beginning, if it still is."""
         holder = self._holder
-        if holder is None:
-            return None
-        if holder.returned:
-            backend.post_undo()  # it was closed inside: its transaction is that of nobody
-            return None
-        return holder
+        if holder is not None and not holder.returned:
+            return holder
+        if backend.level in (Level.DIRECT, Level.STANDING):
+            # A holder was closed inside, so its transaction is nobody's. If there was none: what
+            # was written inside has given the savepoint before it a transaction id, and who reads
+            # next would seem to have written.
+            backend.post_undo()
+        return None
 
 
 class _EndOfBlock(Standstill):

@@ -364,12 +364,16 @@ class Backend:
 
     def _standing_command(self, modes: bytes) -> bytes:
         """Give the command after which a fresh savepoint stands in the current frame."""
-        commands = []
+        return b"; ".join([*self._marks(modes), SAVEPOINT])
+
+    def _marks(self, modes: bytes = b"") -> list[bytes]:
+        """Give the commands with which the frames begin in which nothing was done yet."""
         levels = [frame.level for frame in self.frames] + [self.level]
-        for depth, level in enumerate(levels):
-            if level is Level.NONE:
-                commands.append(self._begin + modes if depth == 0 else b"SAVEPOINT " + _mark(depth))
-        return b"; ".join([*commands, SAVEPOINT])
+        return [
+            self._begin + modes if depth == 0 else b"SAVEPOINT " + _mark(depth)
+            for depth, level in enumerate(levels)
+            if level is Level.NONE
+        ]
 
     def stands(self, modes: bytes = b"") -> None:
         """Note that the savepoint stands."""
@@ -377,11 +381,14 @@ class Backend:
             self._settings_before = self.settings_of
             if not self.frames or self.frames[0].level is Level.NONE:
                 self.isolation = modes.removeprefix(b" ISOLATION LEVEL ")
+        self._have_marks()
+        self.level = Level.STANDING
+
+    def _have_marks(self) -> None:
         self.frames = [
             frame._replace(level=Level.BARE) if frame.level is Level.NONE else frame
             for frame in self.frames
         ]
-        self.level = Level.STANDING
 
     def keep(self, before: list[bytes]) -> Steps:
         """Make what was done since the savepoint stay, whatever is rolled back afterwards.
@@ -460,7 +467,9 @@ class Backend:
     def mark_frame(self) -> None:
         """Have the savepoint stand before anybody's settings change hands in the new frame."""
         if self.is_begun:
-            self.run_blocking(b"SAVEPOINT " + _mark(len(self.frames)))
+            # The marks of frames around it, too: inside it they would be undone with it.
+            self.run_blocking(b"; ".join(self._marks()))
+            self._have_marks()
             self.level = Level.BARE
 
     def undo_frame(self) -> None:

@@ -514,10 +514,8 @@ class Member:
         self._aside.append((len(self.backend.frames), transaction.snapshot()))
         if transaction.has_local_settings:
             self.backend.settings_of = UNKNOWN  # they are for nobody else
-        transaction.leftovers.protect()
-        transaction.suspended = transaction.open
         # In the test it has written nothing yet, and need not keep the turn.
-        transaction.writes, transaction.surely_reads, transaction.has_modes = False, True, False
+        transaction.stand_aside()
         self.streaming = self.steady = self.yielding = False
         self.turn.leave(self)
 

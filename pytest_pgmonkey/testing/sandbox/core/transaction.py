@@ -109,6 +109,13 @@ class VirtualTransaction:
         names = set(self.__slots__) - {"backend", "session"}
         return {name: deepcopy(getattr(self, name)) for name in names}
 
+    def stand_aside(self) -> None:
+        """Be as one that has done nothing: what is done next is undone by itself."""
+        self.leftovers.protect()
+        self.suspended = self.open
+        self.writes, self.surely_reads, self.has_modes = False, True, False
+        self._guarded = False  # to release that guard would release what comes next with it
+
     def restore(self, state: dict[str, Any]) -> None:
         """Note what was noted before."""
         for name, value in state.items():
