@@ -399,8 +399,6 @@ WRITES = (
     "SET LOCAL work_mem = '7MB'",
     "CREATE TABLE made ()",
     "SAVEPOINT a",
-    "ROLLBACK TO a",
-    "RELEASE a",
     "COMMIT",
     "ROLLBACK",
 )

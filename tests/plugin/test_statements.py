@@ -163,6 +163,36 @@ def test_secrets_are_hidden(pytester: pytest.Pytester, run: Run) -> None:
     assert lines[-1] == "#5 test_it.py:15  SELECT %s::text  1"
 
 
+def test_nothing_in_it_can_command_a_terminal(pytester: pytest.Pytester, run: Run) -> None:
+    """Control characters of statements, parameters, errors and clients are shown as escapes."""
+    pytester.makepyfile(
+        test_it=FAILS
+        + """
+    class Odd(int):
+        def __repr__(self):
+            return "one\\n\\x1b[31mtwo"
+
+    def test_it(pgmonkey):
+        with psycopg.connect(pgmonkey.dsn, application_name="odd") as conn:
+            conn.execute("SELECT '\\x1b[31m\\x9b\\u202e'")
+        with pgmonkey.pool as conn:
+            conn.adapters.register_dumper(Odd, conn.adapters.get_dumper(int, "s"))
+            conn.execute("SELECT %s", [Odd(1)])
+        with pytest.raises(psycopg.Error):
+            pgmonkey.execute("SELECT %s::int", ["\\x1b" + "w" * 1000])
+        assert 0
+    """
+    )
+    result = run("-p", "no:randomly")
+    result.assert_outcomes(failed=1)
+    (lines,) = timelines(result)
+    shown = "\n".join(lines)
+    assert "SELECT '\\x1b[31m\\x9b\\u202e'" in shown
+    assert r"[one\n\x1b[31mtwo]" in shown
+    assert r'! 22P02: invalid input syntax for type integer: "\x1bwww' in shown
+    assert all(line.isprintable() and len(line) < 600 for line in lines)
+
+
 def test_when_it_is_told(pytester: pytest.Pytester, run: Run) -> None:
     """Of failures, in whichever phase; of all tests, or of none."""
     pytester.makepyfile(

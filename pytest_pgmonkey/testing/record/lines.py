@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
     #: Parts of text, each with its role.
     Line = Sequence[tuple["Role", str]]
 
-__all__ = ["Role", "coloured", "cut", "cut_line", "plain"]
+__all__ = ["Role", "coloured", "cut", "cut_line", "plain", "visible"]
+
+# A terminal would obey them, or show what follows in another order.
+_OBEYED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Role(Enum):
@@ -36,6 +40,11 @@ def plain(lines: Iterable[Line]) -> str:
 def coloured(lines: Iterable[Line]) -> str:
     """Give lines as a terminal shows them in colours; without these it is the plain text."""
     return "\n".join("".join(role.paint(text) for role, text in line).rstrip() for line in lines)
+
+
+def visible(text: str) -> str:
+    """Give a text of one line, with an escape in place of each character that is not shown."""
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def cut(text: str, room: int) -> str:

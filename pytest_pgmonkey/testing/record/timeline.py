@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...secrets import SENSITIVE_PARTS
 from ..sql.lexer import Verb
-from .lines import Role, cut_line, plain
+from .lines import Role, cut, cut_line, plain, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +39,7 @@ _TAG_NUMBER: Final = re.compile(rb"(\d+)\0?$")
 _WIDEST_PLACE: Final = 28
 _LEAST_SQL: Final = 24
 _LONGEST_VALUE: Final = 40
+_LONGEST_ERROR: Final = 500
 _TITLES: Final = ("at ms", "took", "connection, place", "rows")
 _STATEMENT: Final = "statement"
 _ENDS: Final = frozenset({Verb.COMMIT, Verb.ROLLBACK})
@@ -69,7 +70,9 @@ def timeline(
         statement = cut_line(_statement(run, params=params), room)
         lines.append(_columns(cells, sizes, bracket, statement))
         if run.error:
-            lines.append([(Role.PLAIN, indent), (Role.ERROR, f"! {run.error}")])
+            lines.append(
+                [(Role.PLAIN, indent), (Role.ERROR, visible(f"! {cut(run.error, _LONGEST_ERROR)}"))]
+            )
     return lines
 
 
@@ -159,7 +162,7 @@ def _statement(run: Run, *, params: bool) -> Line:
     if (times := len(run.entries)) > 1:
         line.insert(0, (Role.TIMES, f"× {times} "))
     if params and (values := run.values(_LONGEST_VALUE)):
-        line.append((Role.QUIET, f"  {values}"))
+        line.append((Role.QUIET, visible(f"  {values}")))
     return line
 
 
@@ -187,7 +190,7 @@ def brackets(runs: Sequence[Run]) -> list[str]:
 
 def place_of(entry: Entry) -> str:
     """Give where a statement came from, in no more than some columns."""
-    shown = origin_of(entry)
+    shown = visible(origin_of(entry))
     return shown if len(shown) <= _WIDEST_PLACE else f"…{shown[1 - _WIDEST_PLACE :]}"
 
 
@@ -222,7 +225,7 @@ def is_sensitive(text: str) -> bool:
 
 def shown_sql(text: str) -> str:
     """Give a statement on one line, without its literals where they may be secret."""
-    return " ".join(without_secrets(text).split())
+    return visible(" ".join(without_secrets(text).split()))
 
 
 def without_secrets(text: str) -> str:
