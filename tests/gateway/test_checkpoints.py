@@ -272,6 +272,23 @@ def test_where_it_cannot_begin(test, conn):
     assert numbers(test) == []
 
 
+def test_while_a_task_works(process):
+    """It could not come to its end meanwhile, so it is not waited for."""
+
+    async def whole() -> None:
+        backend = process.kit._rollback.leads_to.backend
+        async with process.kit.handles.make("async") as conn:
+            task = asyncio.create_task(conn.execute("SELECT 1"))
+            while not any(m.busy for m in backend.members):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+            with pytest.raises(SandboxError, match=r"cannot begin here: a statement .* tasks"):
+                test.checkpoint().__enter__()
+            await task
+
+    with process.test() as test:
+        asyncio.run(whole())
+
+
 def test_where_it_cannot_end(process):
     with (
         process.test() as test,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from copy import deepcopy
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,7 @@ __all__ = ["Checkpoint"]
 _PATIENCE: Final = 1.0  # seconds for what another thread or process is in the middle of
 _AT_ONCE: Final = 0.05  # seconds for a statement of theirs
 _AGAIN: Final = 0.005
+_WAIT: Final = "let your threads and tasks come to an end before the block begins, and in it"
 
 
 class Checkpoint:
@@ -71,10 +73,18 @@ class Checkpoint:
         while True:
             try:
                 return kind(self._outer, _AT_ONCE, act).end()
-            except BusyError:
-                if time.monotonic() > deadline:
-                    raise
+            except BusyError as error:
+                if time.monotonic() > deadline or self._is_waiting_for_itself():
+                    raise SandboxError(f"{error}; {_WAIT}") from None
             time.sleep(_AGAIN)
+
+    def _is_waiting_for_itself(self) -> bool:
+        """Whether what runs is a task of this thread, which cannot go on meanwhile."""
+        thread = threading.get_ident()
+        return any(
+            member.busy and member.task is not None and member.thread == thread
+            for member in list(self._outer.backend.members)
+        )
 
     def _begin(self, backend: Backend) -> None:
         holder: Member | None = backend.turn.seize()

@@ -74,8 +74,10 @@ class Standstill:
 
     def _hindrance(self) -> str:
         backend = self.backend
-        if backend.dead or backend.unsettled or backend.forked:
+        if backend.dead or backend.forked:
             return "its session is lost"
+        if backend.unsettled:
+            return "something in it was interrupted, by a time-out for one"
         if backend.pgconn.transaction_status == _STATUS.INERROR:
             return "its transaction has failed, and reads nothing before it is rolled back"
         if backend.pgconn.transaction_status == _STATUS.ACTIVE:
