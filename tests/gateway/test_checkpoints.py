@@ -232,6 +232,22 @@ def test_savepoints_from_before(test, conn):
     assert numbers(conn) == []
 
 
+def test_a_client_that_waits_inside_to_begin_anew(process, test):
+    """The BEGIN that was put off is void afterwards: its transaction from before is open."""
+    with psycopg.connect(test.dsn) as client, test.normal as other, process.waiting(0.01):
+        client.execute(INSERT.format(1))
+        with test.checkpoint():
+            client.commit()
+            other.execute(INSERT.format(2))
+            with pytest.raises(psycopg.Error):
+                client.execute("SELECT 1")
+        process.kit._rollback.refusals.take_waits()
+        client.pgconn.exec_(b"")  # it hears that its transaction is open
+        client.rollback()
+        assert numbers(test) == []
+        other.rollback()
+
+
 @pytest.mark.parametrize("command", ["commit", "rollback"])
 def test_the_end_of_a_transaction_with_savepoints_from_before(test, conn, command):
     conn.execute("SAVEPOINT mine")

@@ -92,7 +92,7 @@ class Checkpoint:
             if holder is not None and holder.yielding and not holder.settle_reads():
                 holder = None
             self._holder = holder
-            for member in backend.members:
+            for member in list(backend.members):
                 self._keep_session(member)
                 if member.open:
                     member.stand_aside()
@@ -150,7 +150,7 @@ class Checkpoint:
         backend.stale_cursors |= kept[2]
         backend.expects_cancels |= kept[3]
         self._restore_sessions(backend)
-        for member in backend.members:
+        for member in list(backend.members):
             member.empty()
 
     def _restore_sessions(self, backend: Backend) -> None:

@@ -571,7 +571,7 @@ class Backend:
         if turn.displaced is None and (turn.holder is None or turn.holder.is_scope):
             return
         self.turn = Turn(self.refusals)
-        for member in self.members:
+        for member in list(self.members):
             member.turn = self.turn
 
     def expel_waiters(self) -> list[Any]:
@@ -636,7 +636,7 @@ class Backend:
 
     def forget_prepared(self, but: object = None) -> None:
         """Let all members but one forget prepared statements that the server no longer has."""
-        for member in self.members:
+        for member in list(self.members):
             if member is not but and (client := member.client) is not None:
                 client.forget_prepared()
 

@@ -62,7 +62,10 @@ class MemberClient(Client, Protocol):
         """Be closed from now on: by its user, or because the session is gone."""
 
     def begin_anew(self, command: bytes) -> None:
-        """Go on in a transaction that was undone, which this command had begun."""
+        """Go on in a transaction that was undone, which this command had begun.
+
+        The command is empty where nothing is to be begun any more.
+        """
 
     def blame(self, wrong: WrongSettingError) -> Exception:
         """Give the error of a setting that is wrong in the client's configuration."""
@@ -521,8 +524,11 @@ class Member:
 
     def empty(self) -> None:
         """Go on as before it stood aside; with nothing written, where it began afterwards."""
-        if not self.come_back():
-            client, transaction = self.client, self.transaction
+        client, transaction = self.client, self.transaction
+        if self.come_back():
+            if client is not None:
+                client.begin_anew(b"")  # it is open: a BEGIN that was put off is void
+        else:
             if transaction.open and client is not None:
                 client.begin_anew(transaction.modes)
             transaction.close()

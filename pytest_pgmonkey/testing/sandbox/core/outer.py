@@ -290,7 +290,8 @@ class OuterTransaction:
     def _take_back(self, backend: Backend) -> list[str]:
         """Close what the test did not return; a statement still running is cancelled."""
         backend.bury()
-        members = [each for each in backend.members if not each.is_scope]
+        # A client may leave meanwhile, in a thread of its own.
+        members = [each for each in list(backend.members) if not each.is_scope]
         self.left = [Left(each.origin, each.has_changes) for each in members]
         for member in members:
             member.end(_ENDED)
