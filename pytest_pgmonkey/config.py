@@ -283,6 +283,9 @@ def read_mapping(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         # Its own text shows bytes of the file.
         raise ConfigError(f"is not UTF-8 (at byte {error.start})", origin) from None
     except (OSError, ValueError) as error:
+        if redact_text(origin) != origin or "://" in origin:
+            problem, hint = "a connection string is no file", "use get_database_connection_from_dsn"
+            raise ConfigError(problem, hint=hint) from None
         reason = getattr(error, "strerror", None) or "bad path"
         raise ConfigError(f"cannot be read: {reason}", origin) from None
     config = _parse(text, origin)

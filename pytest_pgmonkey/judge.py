@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 _OTHER_NAMES = {
     "connection": "connection_settings",
+    "conninfo": "dsn",
     "database": "dbname",
+    "database_url": "dsn",
     "db": "dbname",
     "hostname": "host",
     "pass": "password",
@@ -34,6 +36,8 @@ _OTHER_NAMES = {
     "settings": "connection_settings",
     "ssl": "sslmode",
     "timeout": "connect_timeout",
+    "uri": "dsn",
+    "url": "dsn",
     "username": "user",
 }
 
@@ -95,6 +99,10 @@ _BOOLEANS = {
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _SETTING_NAME = re.compile(r"[^\W\d][\w$]*(\.[^\W\d][\w$]*)*")
 
+_SQLALCHEMY_URL = re.compile(r"(postgres(?:ql)?)(\+\w+)://")
+#: The name in libpq's error. It may be a piece of a password that is not escaped.
+_UNKNOWN_KEYWORD = re.compile(r'(?:connection option|query parameter:) "(\w+)"')
+
 _LIBPQ_INTEGERS = frozenset(
     {"connect_timeout", "keepalives_count", "keepalives_idle", "keepalives_interval"}
     | {"tcp_user_timeout"}
@@ -131,12 +139,13 @@ class Judge:
 
     def connection_settings(self) -> tuple[dict[str, str], bool]:
         section = "connection_settings"
-        known = _libpq_keywords() | {"autocommit"}
-        conninfo: dict[str, str] = {}
+        known = _libpq_keywords() | {"autocommit", "dsn"}
+        # As in psycopg.connect(dsn, **keywords): what is named beside a DSN wins over its parts.
+        conninfo = self.dsn_parts(self.config[section].get("dsn"), f"{section}.dsn")
         autocommit = False
         for name, value in self.config[section].items():
             judge_name(name, section, known, self.origin)
-            if value is None or value == "":
+            if name == "dsn" or value is None or value == "":
                 continue
             key = f"{section}.{name}"
             if name == "autocommit":
@@ -144,6 +153,36 @@ class Judge:
             else:
                 conninfo[name] = self.libpq_value(name, value, key)
         return conninfo, autocommit
+
+    def dsn_parts(self, dsn: Any, key: str) -> dict[str, str]:
+        """Take a connection string apart; no error shows any of it, as it may hold a password."""
+        if dsn is None or dsn == "":
+            return {}
+        parts = self.parsed(self.text(dsn, key), key)
+        return {
+            name: self.libpq_value(name, str(value), f"{key}.{name}")
+            for name, value in parts.items()
+            if value != ""
+        }
+
+    def parsed(self, dsn: str, key: str) -> dict[str, Any]:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        if driver := _SQLALCHEMY_URL.match(dsn):
+            hint = f"write {driver[1]}:// in place of {driver[1]}{driver[2]}://"
+            self.wrong("is a URL of SQLAlchemy", key, hint)
+        if "\0" in dsn:
+            self.wrong("holds a zero byte", key)
+        try:
+            return conninfo_to_dict(dsn)
+        except (ProgrammingError, UnicodeError) as error:
+            unknown = _UNKNOWN_KEYWORD.search(str(error))
+        if unknown:
+            near = nearest(unknown[1], _libpq_keywords())
+            self.wrong("has a parameter that libpq does not know", key, near)
+        hint = self.unresolved(dsn) or "write postgresql://user@host/dbname or host=... dbname=..."
+        return self.wrong("cannot be read by libpq", key, hint)
 
     def libpq_value(self, name: str, value: Any, key: str) -> str:
         if name == "port":
@@ -314,7 +353,7 @@ def refuse_connection_strings(conninfo: Mapping[str, str], origin: str | None) -
                 "holds a whole connection string",
                 origin,
                 f"connection_settings.{name}",
-                "write its parts as keys of their own",
+                "write it as the key dsn, or its parts as keys of their own",
             )
 
 

@@ -12,6 +12,7 @@ from . import sources
 from .config import connection_spec, prepare_config, read_spec
 from .connecting import adrive, drive, forget_in_child
 from .connection_type import ConnectionType
+from .errors import ConfigError
 from .handles import AsyncHandle, Handle, make_handle
 
 if TYPE_CHECKING:
@@ -152,6 +153,41 @@ class PGConnectionManager:
         """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
         prepared = prepare_config(config, None, resolve_env, allow_sensitive_defaults, strict)
         return self._get(connection_spec(prepared, connection_type), force_reload)
+
+    @overload
+    def get_database_connection_from_dsn(
+        self, dsn: str, connection_type: SyncTypes = "normal", force_reload: bool = False
+    ) -> Handle: ...
+    @overload
+    def get_database_connection_from_dsn(
+        self, dsn: str, connection_type: AsyncTypes, force_reload: bool = False
+    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    @overload
+    def get_database_connection_from_dsn(
+        self,
+        dsn: str,
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    def get_database_connection_from_dsn(
+        self,
+        dsn: str,
+        connection_type: str | ConnectionType | None = None,
+        force_reload: bool = False,
+    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+        """Do as `get_database_connection`, with a DSN in the place of a file.
+
+        It is a URL (`postgresql://user@host/dbname`) or a string of libpq's keywords
+        (`host=… dbname=…`), and without a type its handle is a `normal` one. For session settings
+        or the size of a pool, give the DSN as a key of `connection_settings`, in a file or a
+        dictionary. Raises ConfigError where libpq cannot read it, or where it is empty: an
+        unset variable must not lead to whatever database the environment knows.
+        """
+        if not isinstance(dsn, str) or not dsn.strip():
+            raise ConfigError("the DSN is empty or not a string", hint="is its variable set?")
+        return self._get(
+            connection_spec({"connection_settings": {"dsn": dsn}}, connection_type), force_reload
+        )
 
     def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | Coroutine[Any, Any, AsyncHandle]:
         intercepted = sources.interceptor is not None and sources.interceptor.judge(spec, self)

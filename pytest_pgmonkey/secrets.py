@@ -29,7 +29,7 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 # "/" or blank in a URL's password, a "&" in a keyword string's.
 _URL_PASSWORD = re.compile(r"(://[^:]*:)(.+)(@)", re.DOTALL)
 _DSN_PASSWORD = re.compile(
-    r"(\b\w*(?:password|passwd|secret|token|credential)\w*\s*=\s*)"
+    r"(\b\w*(?:password|passwd|secret|token|credential|scram_\w+_key)\w*\s*=\s*)"
     r"('(?:\\.|[^'\\])*'?|(?:\\.|[^\s\\])+)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -98,7 +98,12 @@ class _Interpolation:
     def text(self, text: str, key: str, sensitive: bool) -> str:
         if "${" not in text:
             return text
-        return VARIABLE.sub(lambda match: self.variable(match[1], match[2], key, sensitive), text)
+        return VARIABLE.sub(
+            lambda match: self.variable(
+                match[1], match[2], key, sensitive or _has_secret_default(match)
+            ),
+            text,
+        )
 
     def structured(self, reference: Mapping[str, Any], key: str) -> str:
         ((kind, name),) = reference.items()
@@ -142,6 +147,16 @@ class _Interpolation:
         self, problem: str, key: str, variable: str | None = None, hint: str | None = None
     ) -> EnvInterpolationError:
         return EnvInterpolationError(problem, self.file, key, hint, variable)
+
+
+def _has_secret_default(reference: re.Match[str]) -> bool:
+    """Tell whether a default holds the password of a DSN, or stands in its place."""
+    default, mark = reference[2], "\0"
+    if default is None:
+        return False
+    text, (start, end) = reference.string, reference.span()
+    around = mark.join(VARIABLE.sub("x", part) for part in (text[:start], text[end:]))
+    return _redact_dsn(default) != default or mark not in _redact_dsn(around)
 
 
 # --- redaction ---

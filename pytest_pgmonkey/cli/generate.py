@@ -127,16 +127,18 @@ def _psycopg_script(args: argparse.Namespace) -> str:
     class_, library = (f"{class_}Pool", "psycopg_pool") if type_.is_pool else (class_, "psycopg")
     writer = _Writer(raw, args.resolve_env, args.strict)
     writer.imports.add(f"from {library} import {class_}")
-    connection = writer.section("connection_settings", dict(spec.conninfo))
+    dsn, connection = writer.connection(spec.conninfo_dict)
     pool = writer.pool(dict(spec.pool), type_)
     settings = writer.section(type_.settings_section, dict(spec.settings))
-    top = [_dictionary("CONNECTION", connection)]
+    top = [f"DSN = {dsn}"] if dsn else []
+    top += [_dictionary("CONNECTION", connection)] if connection or not dsn else []
     top += [_dictionary("POOL", pool)] if pool else []
     if settings:
         top += [_dictionary("SETTINGS", settings), _prepare(type_, spec.autocommit)]
     if "import yaml" in writer.imports:
         top.insert(0, _READING.format(path=_literal(args.path)))
-    return _script(type_, writer.imports, top, _psycopg_body(spec, class_, pool, settings))
+    names = [name for name in ("DSN", "CONNECTION") if any(part.startswith(name) for part in top)]
+    return _script(type_, writer.imports, top, _psycopg_body(spec, class_, names, pool, settings))
 
 
 # Every scalar as the string that was written: a password may look like a number.
@@ -161,16 +163,25 @@ def _prepare(type_: ConnectionType, autocommit: bool) -> str:
 
 
 def _psycopg_body(
-    spec: ConnectionSpec, class_: str, pool: Mapping[str, str], settings: Mapping[str, str]
+    spec: ConnectionSpec,
+    class_: str,
+    names: list[str],
+    pool: Mapping[str, str],
+    settings: Mapping[str, str],
 ) -> list[str]:
     async_, await_ = _words(spec.type)
+    dsn, keywords = "DSN" in names, "CONNECTION" in names
     if not spec.type.is_pool:
-        arguments = "**CONNECTION, autocommit=True" if spec.autocommit else "**CONNECTION"
+        given = {"DSN": dsn, "**CONNECTION": keywords, "autocommit=True": spec.autocommit}
+        arguments = ", ".join(argument for argument, wanted in given.items() if wanted)
         before = [f"{await_}prepare(conn)"] if settings else []
         return _block(spec.type, f"{await_}{class_}.connect({arguments})", *before)
-    connection = '{**CONNECTION, "autocommit": True}' if spec.autocommit else "CONNECTION"
+    connection = "CONNECTION"
+    if spec.autocommit:
+        connection = '{**CONNECTION, "autocommit": True}' if keywords else '{"autocommit": True}'
     options = {
-        f"kwargs={connection}": True,
+        "DSN": dsn,
+        f"kwargs={connection}": keywords or spec.autocommit,
         "configure=prepare": settings,
         f"check={class_}.check_connection": spec.check_on_checkout,
         "**POOL": pool,
@@ -193,11 +204,18 @@ class _Writer:
         self.strict = strict
         self.imports: set[str] = set()
 
+    def connection(self, judged: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+        """Give the expression of the DSN, if there is one, and those of the keys beside it."""
+        section = "connection_settings"
+        dsn = self.config[section].get("dsn")
+        written = self.expression(dsn, str(dsn), section, "dsn") if dsn else None
+        return written, self.section(section, judged)
+
     def section(self, section: str, judged: Mapping[str, str]) -> dict[str, str]:
         return {
             name: self.expression(raw, judged[name], section, name)
             for name, raw in self.config.get(section, {}).items()
-            if name in judged
+            if name in judged and raw not in (None, "")
         }
 
     def pool(self, judged: Mapping[str, Any], type_: ConnectionType) -> dict[str, str]:

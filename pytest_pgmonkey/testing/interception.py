@@ -90,7 +90,7 @@ class Interception:
         name = spec.dbname
         if name is None or name in self._mapped:
             return
-        origin = spec.origin or "a dictionary"
+        origin = spec.origin or "a dictionary or DSN"
         if self._primary is None:
             self._primary, self._primary_origin = name, origin
         elif name != self._primary:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pytest_pgmonkey.connection_type import CONNECTION_TYPES
+from pytest_pgmonkey.testing.addresses.urls import url_of
 
 LIBRARIES = ["pytest_pgmonkey", "psycopg"]
 PASSWORD = "01234567890 'secret\" \\"
@@ -169,6 +170,34 @@ def test_references(generate, run_script, make_config, tmp_path, library, monkey
 
     assert printed == "later-b!5MB\n"
     assert not [secret for secret in ("hidden", "from the file") if secret in code]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("type_", ["normal", "async_pool"])
+def test_dsn(generate, run_script, tmp_path, pg_server, database, library, autocommit, type_):
+    """A DSN is the script's first argument, read from the file where it holds a password."""
+    url = url_of({**pg_server.conninfo(database), "password": "pass1234"})
+    path = tmp_path / "c.yaml"
+    for beside in ({"autocommit": autocommit}, {"application_name": "it"}):
+        path.write_text(yaml.safe_dump({"connection_settings": {"dsn": url, **beside}}))
+        code = generate(path, library, type_)
+        assert "pass1234" not in code
+        name = "SELECT current_database() || current_setting('application_name')"
+        expected = database + beside.get("application_name", "")
+        assert run_script(code.replace("SELECT version()", name)) == f"{expected}\n"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_dsn_from_the_environment(generate, run_script, tmp_path, pg_server, database, library):
+    """With `--resolve-env` the script asks the variable when it runs."""
+    url = url_of(pg_server.conninfo(database))
+    path = tmp_path / "c.yaml"
+    path.write_text("connection_settings: {dsn: {from_env: APP_URL}}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APP_URL", "postgresql://elsewhere/app")
+        code = generate(path, library, "pool", "--resolve-env")
+    assert run_script(code, APP_URL=url).startswith("PostgreSQL ")
 
 
 def test_references_without_the_option(pgmonkey, make_config):

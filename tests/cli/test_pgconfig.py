@@ -17,6 +17,7 @@ import pytest_pgmonkey
 from pytest_pgmonkey import ConnectionType, cli, load_config
 from pytest_pgmonkey.config import read_spec
 from pytest_pgmonkey.connection_type import CONNECTION_TYPES
+from pytest_pgmonkey.testing.addresses.urls import url_of
 
 WRONG = "wr0ng-password"
 
@@ -367,6 +368,15 @@ class TestServer:
             "user": pg_server.conninfo(database)["user"],
             "TLS": "no",
         } == facts
+
+    def test_dsn(self, write, pg_server, database):
+        """A file with a DSN is a file like any other."""
+        path = write({"connection_settings": {"dsn": url_of(pg_server.conninfo(database))}})
+
+        result = pgmonkey("pgconfig", "test", "--connconfig", path)
+
+        assert (result.returncode, result.stderr) == (0, "")
+        assert database in result.stdout
 
     def test_columns_are_aligned(self, make_config):
         """The values stand below one another."""

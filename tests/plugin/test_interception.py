@@ -163,6 +163,46 @@ def test_a_second_database_name_is_refused_or_mapped(
     run("--pgmonkey-map", "reporting = primary").assert_outcomes(passed=2)
 
 
+def test_handles_of_a_dsn(project: pytest.Pytester, run: Callable[..., Any]) -> None:
+    """A DSN leads into the test, without a file and in one, by its database's name."""
+    (project.path / "dsn.yaml").write_text("connection_settings: {dsn: '${APP_URL}'}\n")
+    project.makepyfile(
+        """
+        import pytest
+        from pytest_pgmonkey import PGConnectionManager
+        import app
+
+        DSN = "postgresql://me:hunter2@b.invalid/app"
+        from_dsn = PGConnectionManager().get_database_connection_from_dsn
+
+        def add(conn):
+            return conn.execute("INSERT INTO item (name) VALUES ('dsn') RETURNING name")
+
+        @pytest.mark.asyncio
+        async def test_it(pgmonkey, monkeypatch):
+            for type_ in ("normal", "pool"):
+                with from_dsn(DSN, type_) as conn:
+                    add(conn)
+            for type_ in ("async", "async_pool"):
+                async with await from_dsn(DSN, type_) as conn:
+                    await add(conn)
+            monkeypatch.setenv("APP_URL", DSN)
+            with PGConnectionManager().get_database_connection(
+                "dsn.yaml", "normal", resolve_env=True
+            ) as conn:
+                add(conn)
+            assert app.names() == ["dsn"] * 5
+
+        def test_another_name(pgmonkey):
+            app.names()
+            from_dsn("postgresql://me:hunter2@b.invalid/other")
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*DSN names the database 'other', and *"])
+
+
 def test_a_connection_string_in_place_of_a_name(
     project: pytest.Pytester, run: Callable[..., Any]
 ) -> None:

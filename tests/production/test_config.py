@@ -16,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg_pool import ConnectionPool
 
-from pytest_pgmonkey import ConfigError, ConnectionType, PGMonkeyError, load_config
+from pytest_pgmonkey import (
+    ConfigError,
+    ConnectionType,
+    PGMonkeyError,
+    load_config,
+    redact_config,
+)
 from pytest_pgmonkey.config import _parse, connection_spec, prepare_config, read_spec
 from pytest_pgmonkey.judge import _POOL_REFUSED, _POOL_RULES
 
@@ -204,6 +210,13 @@ class TestBadFiles:
         with pytest.raises(ConfigError, match="cannot be read"):
             load_config(tmp_path)
 
+    @pytest.mark.parametrize("text", [f"postgresql://u:{SECRET}@h/d", f"host=h password={SECRET}"])
+    def test_connection_string_as_path(self, text):
+        """A DSN in the place of a file is not shown; the method that takes it is named."""
+        with pytest.raises(ConfigError, match="get_database_connection_from_dsn") as caught:
+            load_config(text)
+        assert SECRET not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+
     def test_zero_byte_in_path(self):
         """A path that no system takes is a ConfigError."""
         with pytest.raises(ConfigError, match="bad path"):
@@ -304,6 +317,80 @@ class TestWrapper:
             load_config(write("connection_settings: {host: db}"))
 
 
+class TestDsn:
+    @pytest.mark.parametrize(
+        "dsn",
+        [
+            "postgresql://u:p%20w@h:5/d?sslmode=require",
+            "postgres://h:5/d?user=u&password=p%20w&sslmode=require",
+            "host=h port=5 user=u password='p w' dbname=d sslmode=require",
+        ],
+    )
+    def test_parts(self, dsn):
+        """libpq takes it apart, in either form."""
+        expected = {"host": "h", "port": "5", "user": "u", "password": "p w", "dbname": "d"}
+        assert {**expected, "sslmode": "require"} == conninfo(dsn=dsn)
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_what_is_beside_it_wins(self, order):
+        """A key beside a DSN wins, in any order; an empty one is as if it were absent."""
+        settings = {"dsn": "postgresql://u:p@h/d", "dbname": "other", "user": "", "port": 6}
+        expected = {"host": "h", "user": "u", "password": "p", "dbname": "other", "port": "6"}
+        assert expected == conninfo(**dict([*settings.items()][::order]))
+
+    def test_is_as_its_parts(self):
+        """Equal settings are equal specs, however they are written."""
+        parts = {"host": "h", "port": 5, "password": "p", "dbname": "d"}
+        one = connection_spec({"connection_settings": {"dsn": "postgresql://:p@h:5/d"}})
+        assert one == connection_spec({"connection_settings": parts})
+        assert one.dbname == "d"
+        assert one.secrets == ("p",)
+
+    @pytest.mark.parametrize("dsn", ["", None])
+    def test_empty_is_absent(self, dsn):
+        """An empty DSN is as if it were absent."""
+        assert conninfo(dsn=dsn, host="h") == {"host": "h"}
+
+    @pytest.mark.parametrize(
+        ("dsn", "key", "message"),
+        [
+            (f"postgresql+psycopg://u:{SECRET}@h/d", "dsn", "write postgresql:// in place of"),
+            (f"mysql://u:{SECRET}@h/d", "dsn", "cannot be read by libpq"),
+            (f"password=an {SECRET}", "dsn", "write postgresql://user@host/dbname or"),
+            (f"host=h pasword={SECRET}", "dsn", "did you mean 'password'?"),
+            (f"postgresql://u:{SECRET}%zz@h/d", "dsn", "cannot be read"),
+            ("postgresql://h/d?ssl_mode=require", "dsn", "did you mean 'sslmode'?"),
+            ("password=a s3cr3t=value", "dsn", "has a parameter that libpq does not know"),
+            (f"postgresql://u:{SECRET}/x@h/d", "dsn.port", "must be an integer"),
+            (f"host=h password={SECRET}\0", "dsn", "holds a zero byte"),
+            (f"host=h password={SECRET}\ud800", "dsn", "cannot be read"),
+            (["h"], "dsn", "must be a string, not a list"),
+            ({"from_env": "DATABASE_URL"}, "dsn", "interpolation is off"),
+            ("${DATABASE_URL}", "dsn", "interpolation is off"),
+        ],
+    )
+    def test_wrong(self, dsn, key, message):
+        """One sentence says what is wrong with a DSN, and shows nothing of it."""
+        with pytest.raises(ConfigError) as caught:
+            conninfo(dsn=dsn)
+        assert message in str(caught.value)
+        assert caught.value.key == f"connection_settings.{key}"
+        shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+        assert not [word for word in (SECRET, "s3cr3t") if word in shown]
+
+    def test_interpolation(self, monkeypatch, write):
+        """The environment may hold the DSN, or parts of it."""
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://u:{SECRET}@h/d")
+        monkeypatch.setenv("APP_PASSWORD", SECRET)
+        parts = "'postgresql://u:${APP_PASSWORD}@${APP_HOST:-h}/d'"
+        for text in ("{from_env: DATABASE_URL}", "${DATABASE_URL}", parts):
+            path = write(f"connection_settings:\n  dsn: {text}\n")
+            spec = read_spec(path, resolve_env=True)
+            assert spec.conninfo_dict["password"] == SECRET
+            assert SECRET not in repr(redact_config(spec.config))
+            assert load_config(path)["connection_settings"]["dsn"]
+
+
 class TestConnectionSettings:
     def test_every_keyword_of_libpq(self):
         """Every keyword that libpq knows is taken."""
@@ -330,6 +417,8 @@ class TestConnectionSettings:
             ("autocomit", "autocommit"),
             ("conect_timeout", "connect_timeout"),
             ("passwd", "password"),
+            ("url", "dsn"),
+            ("DATABASE_URL", "dsn"),
         ],
     )
     def test_unknown_key_names_the_nearest(self, name, hint):

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from helpers.four_types import NOWHERE, block, call, execute, pid, value
 from helpers.waiting import until
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from pytest_pgmonkey import (
@@ -24,6 +25,7 @@ from pytest_pgmonkey import (
 from pytest_pgmonkey.blocks import TransactionAbortedError
 from pytest_pgmonkey.config import connection_spec
 from pytest_pgmonkey.handles import make_handle
+from pytest_pgmonkey.testing.addresses.urls import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -414,7 +416,41 @@ async def test_a_connection_string_in_place_of_a_name(kind: Kind, name: str, dsn
     with pytest.raises(ConfigError, match="holds a whole connection string") as caught:
         await kind.get(**{name: dsn})
     assert caught.value.key == f"connection_settings.{name}"
+    assert "as the key dsn" in str(caught.value)
     assert "hunter2" not in f"{caught.value} {caught.value!r}"
+
+
+async def test_without_a_file(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DSN gives the same handle as its parts do, and a new one on request."""
+    parts = kind.config["connection_settings"]
+    get = kind.manager.get_database_connection_from_dsn
+    handle = await call(get(make_conninfo(**parts), str(kind.type)))
+    assert handle is await call(get(url_of({**parts, "port": str(parts["port"])}), kind.type))
+    async with block(handle) as conn:
+        assert await value(conn, "SELECT current_database()") == parts["dbname"]
+    again = await call(get(make_conninfo(**parts), kind.type, force_reload=True))
+    assert handle is not again
+
+
+async def test_a_dsn_shows_no_secret(kind: Kind) -> None:
+    """Neither a handle made from a DSN nor an error tells its password."""
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await call(
+            kind.manager.get_database_connection_from_dsn(
+                f"host={NOWHERE} password=hunter2", kind.type
+            )
+        )
+    assert "hunter2" not in repr(caught.value)
+    sections = {"connection_settings": {"dsn": "postgresql://me:hunter2@h/d"}}
+    handle = make_handle(connection_spec(sections, kind.type))
+    assert "hunter2" not in f"{handle!r} {handle.config!r} {handle.config['connection_settings']!r}"
+
+
+@pytest.mark.parametrize("dsn", ["", " ", None])
+async def test_no_dsn(manager: PGConnectionManager, dsn: Any) -> None:
+    """A variable that is not set does not lead to whatever database there is."""
+    with pytest.raises(ConfigError, match="is its variable set"):
+        manager.get_database_connection_from_dsn(dsn)
 
 
 async def test_one_handle_for_one_configuration(kind: Kind, make_config: Any) -> None:

@@ -117,6 +117,9 @@ class TestInterpolation:
             {"connection_settings": {"sslrootcert": "/a/${NO:-x}"}},
             {"credentials": {"deep": [{"user": "${NO:-x}"}]}},
             {"API_TOKEN": "${NO:-x}"},
+            {"dsn": "postgresql://u:${NO:-x}@h/d"},
+            {"dsn": "host=${NO_HOST:-h} password=${NO:-x}"},
+            {"dsn": "${NO:-postgresql://u:x@h/d}"},
         ],
     )
     def test_sensitive_default(self, config):
@@ -125,6 +128,20 @@ class TestInterpolation:
             interpolate(config, {})
 
         assert "x" in str(interpolate(config, {}, allow_sensitive_defaults=True))
+
+    @pytest.mark.parametrize(
+        "dsn",
+        [
+            "${NO:-postgresql://h:5/d}",
+            "postgresql://${NO:-u}:${PASSWORD}@${NO:-h}:${NO:-5}/${NO:-d}",
+            "host=${NO:-h} password=${PASSWORD} dbname=${NO:-d}",
+        ],
+    )
+    def test_other_defaults_in_a_dsn(self, dsn):
+        """A default that is no password is one like any other."""
+        resolved = interpolate({"dsn": dsn}, {"PASSWORD": "pw"})["dsn"]
+        assert "h" in resolved
+        assert "$" not in resolved
 
     def test_sensitive_default_is_not_shown(self):
         """The refused default is not in the message."""
@@ -282,6 +299,7 @@ class TestRedaction:
             ("password='never closed", f"password={REDACTED}"),
             ("PASSWORD=pw", f"PASSWORD={REDACTED}"),
             ("sslpassword=pw", f"sslpassword={REDACTED}"),
+            ("scram_client_key=pw", f"scram_client_key={REDACTED}"),
             ("password=a&b host=h", f"password={REDACTED} host=h"),
             ("password=a://b:c@d e", f"password={REDACTED} e"),
             ("no secret here", "no secret here"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
+from ...config import connection_spec
 from .advisory_locks import claim
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def checksum(text: str) -> str:
 def template_name(conn: Connection[Any], recipe: Recipe, config: Mapping[str, Any]) -> str:
     """Name the database that a recipe makes on this server, for this role and configuration."""
     settings = [config.get("sync_settings"), config.get("async_settings")]
-    options = config["connection_settings"].get("options")
+    options = connection_spec(config, "normal").conninfo_dict.get("options")
     row = conn.execute(_FACTS).fetchone()
     text = json.dumps([FORMAT, recipe.digest, row, settings, options], default=str, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -110,7 +110,9 @@ def _configured(options: Options, file: Path, worker: Worker | None) -> Server:
         "allow_sensitive_defaults": options.allow_sensitive_defaults,
     }
     config = load_config(file, **read_with)
-    settings = {**options.libpq, **config["connection_settings"]}
+    named = connection_spec(config, "normal", origin=str(file)).conninfo_dict
+    missing = {key: value for key, value in options.libpq.items() if key not in named}
+    settings = {**config["connection_settings"], **missing}
     config = {**config, "connection_settings": settings}
     spec = connection_spec(config, "normal", origin=str(file))
     refuse_connection_strings(spec.conninfo_dict, spec.origin)
