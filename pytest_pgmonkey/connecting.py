@@ -576,7 +576,7 @@ class AsyncPoolSource:
         for task in asyncio.all_tasks(loop):
             coro: Any = task.get_coro()
             # Before Python 3.12 the pool's scheduler waits in a task of its own.
-            if task in self._tasks or coro.__qualname__ == "Event.wait":
+            if task in self._tasks or getattr(coro, "__qualname__", "") == "Event.wait":
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with suppress(RuntimeError):  # Their clean-up wants the loop.
                     coro.close()

@@ -11,12 +11,12 @@ import sys
 import threading
 import warnings
 from asyncio import events
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from psycopg.pq import TransactionStatus
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .sources import AsyncSource, Source
 
 INTRANS = TransactionStatus.INTRANS
+AsyncH_co = TypeVar("AsyncH_co", bound="AsyncHandle", covariant=True)
 
 
 # --- facts ---
@@ -596,6 +597,62 @@ class AsyncLease(_BaseLease):
 
     async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         await self._handle._end(self._take(), exc)
+
+
+class PendingHandle(Coroutine[Any, Any, AsyncH_co]):
+    """A handle that is asked for: `await` opens and gives it, `async with` a connection of it.
+
+    It may be awaited and entered any number of times, by any number of tasks, and be dropped
+    unused. To asyncio it is a coroutine as well.
+    """
+
+    def __init__(self, ask: Callable[[bool], Coroutine[Any, Any, AsyncH_co]], reload: bool) -> None:
+        self._ask = ask
+        self._reload = reload
+        self._running: Coroutine[Any, Any, AsyncH_co] | None = None
+        self._blocks = Blocks()
+
+    async def _get(self) -> AsyncH_co:
+        handle = await self._ask(self._reload)
+        self._reload = False
+        return handle
+
+    def __await__(self) -> Generator[Any, Any, AsyncH_co]:
+        return self._get().__await__()
+
+    # As with a handle, the frame of an `async with` must be seen.
+
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection[Any]]:
+        return self._enter(sys._getframe(1))
+
+    def __aexit__(
+        self, kind: object, exc: BaseException | None, traceback: object
+    ) -> Coroutine[Any, Any, None]:
+        lease, _ = self._blocks.leave(sys._getframe(1)).end()
+        return lease.__aexit__(kind, exc, traceback)  # type: ignore[no-any-return]
+
+    async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
+        # A lease, as a reload may give the next block another handle.
+        lease = (await self._get()).connection()
+        conn = await lease._enter(frame)
+        self._blocks.enter(lease, conn, frame, paired=True)
+        return conn
+
+    # What asyncio asks of a coroutine, for `asyncio.run()` and `create_task()`.
+
+    def send(self, value: Any) -> Any:
+        if self._running is None:
+            self._running = self._get()
+        return self._running.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if self._running is None:
+            self._running = self._get()
+        return self._running.throw(*error)
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
 
 
 def _loop_ended(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from asyncio import AbstractEventLoop
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, overload
 from weakref import ref
 
@@ -13,11 +14,11 @@ from .config import connection_spec, prepare_config, read_spec
 from .connecting import adrive, drive, forget_in_child
 from .connection_type import ConnectionType
 from .errors import ConfigError
-from .handles import AsyncHandle, Handle, make_handle
+from .handles import AsyncHandle, Handle, PendingHandle, make_handle
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
 
     from psycopg import AsyncConnection, Connection
     from typing_extensions import Self
@@ -83,7 +84,7 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> PendingHandle[AsyncHandle]: ...
     @overload
     def get_database_connection(
         self,
@@ -93,7 +94,7 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> Handle | PendingHandle[AsyncHandle]: ...
     def get_database_connection(
         self,
         config_file_path: str | os.PathLike[str],
@@ -102,11 +103,12 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
-        """Give the handle of a YAML file; to be awaited for the async types.
+    ) -> Handle | PendingHandle[AsyncHandle]:
+        """Give the handle of a YAML file.
 
-        Without a type it is the one that the file names, else `normal`. A new handle has proved
-        that its server answers: psycopg's own error is raised where it does not.
+        Without a type it is the one that the file names, else `normal`. For the async types
+        `await` gives the handle, and `async with` a connection of it. A new handle has proved that
+        its server answers: psycopg's own error is raised where it does not.
         """
         options = (resolve_env, allow_sensitive_defaults, strict)
         return self._get(read_spec(config_file_path, connection_type, *options), force_reload)
@@ -130,7 +132,7 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> PendingHandle[AsyncHandle]: ...
     @overload
     def get_database_connection_from_dict(
         self,
@@ -140,7 +142,7 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> Handle | PendingHandle[AsyncHandle]: ...
     def get_database_connection_from_dict(
         self,
         config: Mapping[str, Any],
@@ -149,7 +151,7 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+    ) -> Handle | PendingHandle[AsyncHandle]:
         """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
         prepared = prepare_config(config, None, resolve_env, allow_sensitive_defaults, strict)
         return self._get(connection_spec(prepared, connection_type), force_reload)
@@ -161,20 +163,20 @@ class PGConnectionManager:
     @overload
     def get_database_connection_from_dsn(
         self, dsn: str, connection_type: AsyncTypes, force_reload: bool = False
-    ) -> Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> PendingHandle[AsyncHandle]: ...
     @overload
     def get_database_connection_from_dsn(
         self,
         dsn: str,
         connection_type: str | ConnectionType | None = None,
         force_reload: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]: ...
+    ) -> Handle | PendingHandle[AsyncHandle]: ...
     def get_database_connection_from_dsn(
         self,
         dsn: str,
         connection_type: str | ConnectionType | None = None,
         force_reload: bool = False,
-    ) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+    ) -> Handle | PendingHandle[AsyncHandle]:
         """Do as `get_database_connection`, with a DSN in the place of a file.
 
         It is a URL (`postgresql://user@host/dbname`) or a string of libpq's keywords
@@ -189,13 +191,13 @@ class PGConnectionManager:
             connection_spec({"connection_settings": {"dsn": dsn}}, connection_type), force_reload
         )
 
-    def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | Coroutine[Any, Any, AsyncHandle]:
+    def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | PendingHandle[AsyncHandle]:
         intercepted = sources.interceptor is not None and sources.interceptor.judge(spec, self)
         if spec.type.is_async:
-            return self._aget(spec, reload, intercepted)
+            return PendingHandle(partial(self._aget, spec, intercepted), reload)
         return cast("Handle", drive(self._obtain(spec, None, reload, intercepted)))
 
-    async def _aget(self, spec: ConnectionSpec, reload: bool, intercepted: bool) -> AsyncHandle:
+    async def _aget(self, spec: ConnectionSpec, intercepted: bool, reload: bool) -> AsyncHandle:
         loop = ref(asyncio.get_running_loop())
         return cast("AsyncHandle", await adrive(self._obtain(spec, loop, reload, intercepted)))
 

@@ -18,7 +18,8 @@ What a block is, its first line or a comment above it says:
 - `<!-- test: skip -->`: not run.
 
 A block that readers need not see stands in an HTML comment, and is run like the others. Where a
-server is asked for by variables, these are `APP_DB_HOST`, `_PORT`, `_NAME`, `_USER`, `_PASSWORD`.
+server is asked for by variables, these are `APP_DB_HOST`, `_PORT`, `_NAME`, `_USER`, `_PASSWORD`,
+or `DATABASE_URL`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from helpers.pytest_runs import QUICK
 from helpers.servers import TLSServer
 
 from pytest_pgmonkey import ConnectionType, errors, load_config
+from pytest_pgmonkey.testing.addresses.urls import url_of
 from pytest_pgmonkey.testing.options import OPTIONS
 
 if sys.version_info >= (3, 11):
@@ -284,6 +286,7 @@ def environment(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
         "PATH": os.pathsep.join([str(directory.parent / "bin"), os.environ["PATH"]]),
         **{f"APP_DB_{name}": str(settings[key]) for key, name in names.items()},
         "APP_DB_PASSWORD": str(settings.get("password", "secret")),
+        "DATABASE_URL": url_of({key: str(value) for key, value in settings.items()}),
     }
     if "hostaddr" in settings:
         # So that a page can name a host that does not exist.

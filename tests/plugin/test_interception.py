@@ -184,7 +184,7 @@ def test_handles_of_a_dsn(project: pytest.Pytester, run: Callable[..., Any]) -> 
                 with from_dsn(DSN, type_) as conn:
                     add(conn)
             for type_ in ("async", "async_pool"):
-                async with await from_dsn(DSN, type_) as conn:
+                async with from_dsn(DSN, type_) as conn:
                     await add(conn)
             monkeypatch.setenv("APP_URL", DSN)
             with PGConnectionManager().get_database_connection(

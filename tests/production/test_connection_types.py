@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from helpers.four_types import NOWHERE, block, call, execute, pid, value
+from helpers.four_types import ASYNC, NOWHERE, block, call, execute, pid, value
 from helpers.waiting import until
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
@@ -451,6 +452,58 @@ async def test_no_dsn(manager: PGConnectionManager, dsn: Any) -> None:
     """A variable that is not set does not lead to whatever database there is."""
     with pytest.raises(ConfigError, match="is its variable set"):
         manager.get_database_connection_from_dsn(dsn)
+
+
+@pytest.mark.parametrize("kind", ASYNC, indirect=True)
+@pytest.mark.parametrize("way", ["file", "dictionary", "dsn"])
+async def test_entered_without_an_await(
+    kind: Kind, way: str, make_config: Any, rows: Any, sessions: Any
+) -> None:
+    """`async with` takes what the manager gives, which can be awaited as often as one likes."""
+    manager, name = kind.manager, str(kind.type)
+    parts = kind.config["connection_settings"]
+    asked: Any = {
+        "file": lambda: manager.get_database_connection(make_config(name)),
+        "dictionary": lambda: manager.get_database_connection_from_dict(kind.config, name),
+        "dsn": lambda: manager.get_database_connection_from_dsn(make_conninfo(**parts), name),
+    }[way]()
+    async with asked as conn:
+        handle = await asked
+        async with asked as other, handle.cursor() as cursor:
+            assert other is not conn
+            assert cursor.connection is other
+            await conn.execute("INSERT INTO t VALUES (1)")
+    assert rows() == [1]
+    with pytest.raises(ZeroDivisionError):
+        async with asked as conn:
+            await conn.execute("INSERT INTO t VALUES (2)")
+            raise ZeroDivisionError
+    assert rows() == [1]
+    assert handle is await asked
+
+    async def add(n: int) -> None:
+        async with asked as conn, AsyncExitStack() as stack:
+            await (await stack.enter_async_context(asked)).execute("SELECT 1")
+            await conn.execute("INSERT INTO t VALUES (%s)", [n])
+
+    await asyncio.gather(*map(add, range(10, 12)))
+    assert rows() == [1, 10, 11]
+
+
+@pytest.mark.parametrize("kind", ASYNC, indirect=True)
+async def test_reloads_once(kind: Kind) -> None:
+    """What is asked for with a reload opens anew once, however often it is awaited."""
+    old = await kind.get()
+    asked = kind.manager.get_database_connection_from_dict(
+        kind.sections(), kind.type, force_reload=True
+    )
+    async with asked:
+        new = await asked
+        assert new is not old
+        await kind.get(force_reload=True)
+        async with asked as conn:  # the second block is another handle's
+            assert await value(conn, "SELECT 1") == 1
+    assert new is not await asked
 
 
 async def test_one_handle_for_one_configuration(kind: Kind, make_config: Any) -> None:

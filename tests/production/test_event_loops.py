@@ -188,7 +188,31 @@ def test_loops_are_not_kept_alive(kind: Kind) -> None:
     assert [each() for each in seen] == [None, None, None]
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_coroutine_to_asyncio(kind: Kind) -> None:
+    """What is to be awaited can be run, and made a task, as a coroutine can."""
+
+    def ask(force_reload: bool = False) -> Any:
+        return kind.manager.get_database_connection_from_dict(
+            kind.sections(), kind.type, force_reload=force_reload
+        )
+
+    async def main() -> None:
+        one, other = await asyncio.gather(asyncio.create_task(ask()), ask())
+        assert one is other
+        cancelled = asyncio.create_task(ask())
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        closed = ask(force_reload=True)
+        closed.send(None)
+        closed.close()
+        closed.close()
+        assert one is await ask()
+
+    asyncio.run(main())
+    assert asyncio.run(ask()).connection_type is kind.type
+
+
 def test_never_awaited(kind: Kind, sessions: Any) -> None:
     """A handle that is asked for and never awaited connects nowhere and is not cached."""
     asked = kind.manager.get_database_connection_from_dict(kind.sections(), kind.type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path  # noqa: TC003
 from typing import Any
 
@@ -23,6 +24,7 @@ def sync_types(manager: PGConnectionManager, path: Path) -> None:
     assert_type(manager.get_database_connection(path, "pool"), Handle)
     assert_type(manager.get_database_connection(path, ConnectionType.POOL), Handle)
     assert_type(manager.get_database_connection_from_dict({}, "pool", force_reload=True), Handle)
+    assert_type(manager.get_database_connection_from_dsn("host=h"), Handle)
     handle = manager.get_database_connection(path, "pool")
     with handle as conn:
         assert_type(conn, Connection[Any])
@@ -40,6 +42,11 @@ async def async_types(manager: PGConnectionManager, path: Path) -> None:
     assert_type(await manager.get_database_connection("a.yaml", "async"), AsyncHandle)
     assert_type(await manager.get_database_connection(path, ConnectionType.ASYNC), AsyncHandle)
     assert_type(await manager.get_database_connection_from_dict({}, "async_pool"), AsyncHandle)
+    async with manager.get_database_connection(path, "async") as conn:
+        assert_type(conn, AsyncConnection[Any])
+    pending = manager.get_database_connection_from_dsn("host=h", "async")
+    assert_type(await pending, AsyncHandle)
+    assert_type(await asyncio.create_task(pending), AsyncHandle)
     handle = await manager.get_database_connection(path, "async_pool")
     async with handle as conn:
         assert_type(conn, AsyncConnection[Any])

@@ -8,6 +8,8 @@ import psycopg
 import pytest
 import yaml
 
+from pytest_pgmonkey.testing.addresses.urls import url_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -204,16 +206,23 @@ def test_an_escape_in_a_scratch_database_is_healed(
     )
 
 
+@pytest.mark.parametrize("as_dsn", [False, True])
 def test_a_tls_server_and_a_password_from_the_environment(
     pytester: pytest.Pytester,
     run: Callable[..., Any],
     tls_server: TLSServer,
     monkeypatch: pytest.MonkeyPatch,
+    as_dsn: bool,
 ) -> None:
     """The kit connects as production does: verify-full, and secrets resolved on request."""
     settings = dict(tls_server.conninfo("postgres"))
-    monkeypatch.setenv("TEST_DB_PASSWORD", str(settings["password"]))
-    settings |= {"password": "${TEST_DB_PASSWORD}", "sslmode": "verify-full"}
+    if as_dsn:
+        monkeypatch.setenv("DATABASE_URL", url_of(settings))
+        settings = {"dsn": {"from_env": "DATABASE_URL"}}
+    else:
+        monkeypatch.setenv("TEST_DB_PASSWORD", str(settings["password"]))
+        settings |= {"password": "${TEST_DB_PASSWORD}"}
+    settings |= {"sslmode": "verify-full"}
     path = pytester.path / "tls.yaml"
     path.write_text(yaml.safe_dump({"connection_settings": settings}), "utf-8")
     pytester.makepyfile(
