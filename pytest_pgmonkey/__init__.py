@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         PGMonkeyError,
         SandboxError,
     )
-    from .handles import AsyncHandle, Handle, ServerFacts
+    from .handles import AsyncHandle, AsyncPoolHandle, Handle, PoolHandle, ServerFacts
     from .manager import PGConnectionManager
     from .secrets import redact_config
 
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncHandle",
+    "AsyncPoolHandle",
     "ConfigError",
     "ConnectionType",
     "EnvInterpolationError",
@@ -36,6 +37,7 @@ __all__ = [
     "HandleClosedError",
     "PGConnectionManager",
     "PGMonkeyError",
+    "PoolHandle",
     "SandboxError",
     "ServerFacts",
     "TransactionAbortedError",
@@ -48,7 +50,7 @@ _HOMES = {
     "blocks": ("TransactionAbortedError",),
     "config": ("load_config",),
     "connection_type": ("ConnectionType",),
-    "handles": ("AsyncHandle", "Handle", "ServerFacts"),
+    "handles": ("AsyncHandle", "AsyncPoolHandle", "Handle", "PoolHandle", "ServerFacts"),
     "manager": ("PGConnectionManager",),
     "secrets": ("redact_config",),
 }

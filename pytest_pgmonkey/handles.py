@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from psycopg.pq import TransactionStatus
@@ -38,6 +38,7 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
+from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
 from .secrets import redact_config
 
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
     from .connecting import Hook
-    from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
 
 INTRANS = TransactionStatus.INTRANS
@@ -283,11 +283,11 @@ class Handle(_BaseHandle):
     Any number of threads may have blocks open at the same time, each on a connection of its own.
     """
 
+    _kind: ClassVar[type[DirectSource | PoolSource]] = DirectSource
     _source: DirectSource | PoolSource | None
 
     def _reset_sources(self) -> None:
-        source = PoolSource if self.spec.type.is_pool else DirectSource
-        self._source = source(self._connector)
+        self._source = self._kind(self._connector)
 
     def __enter__(self) -> Connection[Any]:
         source, conn = self._borrow(None)
@@ -319,10 +319,7 @@ class Handle(_BaseHandle):
     @property
     def pool(self) -> ConnectionPool[Any] | None:
         """The psycopg_pool pool; `None` for the type without one."""
-        if not self.spec.type.is_pool:
-            return None
-        source: Source | Handle = sources.lent_to(self) or self._source or self._forward()
-        return source.pool
+        return None
 
     def test_connection(self) -> ServerFacts:
         """Ask the server for facts about it; raises where it cannot be reached."""
@@ -397,6 +394,18 @@ class Handle(_BaseHandle):
             source.putconn(conn)
 
 
+class PoolHandle(Handle):
+    """A `Handle` whose connections are those of a pool."""
+
+    _kind = PoolSource
+
+    @property
+    def pool(self) -> ConnectionPool[Any]:
+        """The psycopg_pool pool."""
+        source: Any = sources.lent_to(self) or self._source or self._forward()
+        return source.pool  # type: ignore[no-any-return]
+
+
 class Lease(_BaseLease):
     """A block that knows its own connection; made by `Handle.connection()`."""
 
@@ -420,6 +429,7 @@ class AsyncHandle(_BaseHandle):
     each event loop it has a source of its own.
     """
 
+    _kind: ClassVar[type[AsyncDirectSource | AsyncPoolSource]] = AsyncDirectSource
     _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
 
     def _reset_sources(self) -> None:
@@ -470,18 +480,7 @@ class AsyncHandle(_BaseHandle):
     @property
     def pool(self) -> AsyncConnectionPool[Any] | None:
         """The psycopg_pool pool of the running loop; `None` for the type without one."""
-        if not self.spec.type.is_pool:
-            return None
-        lent = sources.lent_to_async(self)
-        if lent is not None:
-            return lent.pool
-        if self._is_retired:
-            return self._forward().pool  # type: ignore[no-any-return]
-        loop = events._get_running_loop()
-        if loop is not None:
-            return self._source_in(loop).pool
-        pools = [source.pool for source in self._sources.values()]
-        return pools[0] if len(pools) == 1 else None
+        return None
 
     async def test_connection(self) -> ServerFacts:
         """Ask the server for facts about it; raises where it cannot be reached."""
@@ -549,9 +548,8 @@ class AsyncHandle(_BaseHandle):
                 # A pool holds its loop, which therefore never leaves the dictionary by itself.
                 for ended in [ended for ended in self._sources if ended.is_closed()]:
                     self._sources.pop(ended).close_soon()
-                kind = AsyncPoolSource if self.spec.type.is_pool else AsyncDirectSource
                 forget = partial(_loop_ended, ref(self), ref(loop))
-                source = self._sources[loop] = kind(self._connector, forget)
+                source = self._sources[loop] = self._kind(self._connector, forget)
         return source
 
     async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
@@ -581,6 +579,33 @@ class AsyncHandle(_BaseHandle):
             await adrive(settle(conn, error))
         finally:
             await source.putconn(conn)
+
+
+class AsyncPoolHandle(AsyncHandle):
+    """An `AsyncHandle` whose connections are those of a pool, one pool for each event loop."""
+
+    _kind = AsyncPoolSource
+
+    @property
+    def pool(self) -> AsyncConnectionPool[Any]:
+        """The psycopg_pool pool of the running loop; outside of one, that of its only loop.
+
+        Raises PGMonkeyError outside of a loop where there is none, or more than one.
+        """
+        lent = sources.lent_to_async(self)
+        if lent is not None:
+            return lent.pool  # type: ignore[return-value]
+        if self._is_retired:
+            return self._forward().pool  # type: ignore[no-any-return]
+        loop = events._get_running_loop()
+        if loop is not None:
+            return self._source_in(loop).pool  # type: ignore[return-value]
+        pools = [source.pool for source in self._sources.values() if source.pool is not None]
+        if len(pools) != 1:
+            raise PGMonkeyError(
+                f"{self!r} has {len(pools)} pools, one for each event loop: ask in the loop"
+            )
+        return pools[0]
 
 
 class AsyncLease(_BaseLease):
@@ -671,5 +696,12 @@ def make_handle(
     connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
-    kind = AsyncHandle if spec.type.is_async else Handle
-    return kind(spec, hook, manager, connector)
+    return _KINDS[spec.type](spec, hook, manager, connector)
+
+
+_KINDS: Final[Mapping[ConnectionType, type[Handle | AsyncHandle]]] = {
+    ConnectionType.NORMAL: Handle,
+    ConnectionType.POOL: PoolHandle,
+    ConnectionType.ASYNC: AsyncHandle,
+    ConnectionType.ASYNC_POOL: AsyncPoolHandle,
+}

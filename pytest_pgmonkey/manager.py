@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
     from .connecting import Steps
+    from .handles import AsyncPoolHandle, PoolHandle
 
 AnyHandle: TypeAlias = "Handle | AsyncHandle"
-SyncTypes: TypeAlias = Literal["normal", "pool", ConnectionType.NORMAL, ConnectionType.POOL]
-AsyncTypes: TypeAlias = Literal[
-    "async", "async_pool", ConnectionType.ASYNC, ConnectionType.ASYNC_POOL
-]
+Normal: TypeAlias = Literal["normal", ConnectionType.NORMAL]
+Pool: TypeAlias = Literal["pool", ConnectionType.POOL]
+Async: TypeAlias = Literal["async", ConnectionType.ASYNC]
+AsyncPool: TypeAlias = Literal["async_pool", ConnectionType.ASYNC_POOL]
 LoopRef: TypeAlias = "ref[AbstractEventLoop] | None"
 Key: TypeAlias = "tuple[ConnectionSpec, LoopRef]"
 Origin: TypeAlias = "tuple[str, ConnectionType, LoopRef]"
@@ -69,7 +70,7 @@ class PGConnectionManager:
     def get_database_connection(
         self,
         config_file_path: str | os.PathLike[str],
-        connection_type: SyncTypes,
+        connection_type: Normal,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -79,12 +80,32 @@ class PGConnectionManager:
     def get_database_connection(
         self,
         config_file_path: str | os.PathLike[str],
-        connection_type: AsyncTypes,
+        connection_type: Pool,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> PoolHandle: ...
+    @overload
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: Async,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
     ) -> PendingHandle[AsyncHandle]: ...
+    @overload
+    def get_database_connection(
+        self,
+        config_file_path: str | os.PathLike[str],
+        connection_type: AsyncPool,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> PendingHandle[AsyncPoolHandle]: ...
     @overload
     def get_database_connection(
         self,
@@ -117,7 +138,7 @@ class PGConnectionManager:
     def get_database_connection_from_dict(
         self,
         config: Mapping[str, Any],
-        connection_type: SyncTypes,
+        connection_type: Normal,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -127,12 +148,32 @@ class PGConnectionManager:
     def get_database_connection_from_dict(
         self,
         config: Mapping[str, Any],
-        connection_type: AsyncTypes,
+        connection_type: Pool,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> PoolHandle: ...
+    @overload
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: Async,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
     ) -> PendingHandle[AsyncHandle]: ...
+    @overload
+    def get_database_connection_from_dict(
+        self,
+        config: Mapping[str, Any],
+        connection_type: AsyncPool,
+        force_reload: bool = False,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        strict: bool = False,
+    ) -> PendingHandle[AsyncPoolHandle]: ...
     @overload
     def get_database_connection_from_dict(
         self,
@@ -158,12 +199,20 @@ class PGConnectionManager:
 
     @overload
     def get_database_connection_from_dsn(
-        self, dsn: str, connection_type: SyncTypes = "normal", force_reload: bool = False
+        self, dsn: str, connection_type: Normal = "normal", force_reload: bool = False
     ) -> Handle: ...
     @overload
     def get_database_connection_from_dsn(
-        self, dsn: str, connection_type: AsyncTypes, force_reload: bool = False
+        self, dsn: str, connection_type: Pool, force_reload: bool = False
+    ) -> PoolHandle: ...
+    @overload
+    def get_database_connection_from_dsn(
+        self, dsn: str, connection_type: Async, force_reload: bool = False
     ) -> PendingHandle[AsyncHandle]: ...
+    @overload
+    def get_database_connection_from_dsn(
+        self, dsn: str, connection_type: AsyncPool, force_reload: bool = False
+    ) -> PendingHandle[AsyncPoolHandle]: ...
     @overload
     def get_database_connection_from_dsn(
         self,

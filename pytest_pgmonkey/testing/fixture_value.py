@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from psycopg import Cursor
     from psycopg.abc import Params, Query
 
-    from ..handles import AsyncHandle, Handle
+    from ..handles import AsyncHandle, AsyncPoolHandle, Handle, PoolHandle
     from ..manager import PGConnectionManager
     from .kit import Kit
 
@@ -45,9 +45,9 @@ class PGMonkey:
         return cast("Handle", self._kit.handles.make("normal"))
 
     @cached_property
-    def pool(self) -> Handle:
+    def pool(self) -> PoolHandle:
         """The handle of type `pool`."""
-        return cast("Handle", self._kit.handles.make("pool"))
+        return cast("PoolHandle", self._kit.handles.make("pool"))
 
     @cached_property
     def async_(self) -> AsyncHandle:
@@ -55,9 +55,9 @@ class PGMonkey:
         return cast("AsyncHandle", self._kit.handles.make("async"))
 
     @cached_property
-    def async_pool(self) -> AsyncHandle:
+    def async_pool(self) -> AsyncPoolHandle:
         """The handle of type `async_pool`."""
-        return cast("AsyncHandle", self._kit.handles.make("async_pool"))
+        return cast("AsyncPoolHandle", self._kit.handles.make("async_pool"))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -304,10 +305,11 @@ def test_pools_are_psycopg_pools(
 ) -> None:
     """In both isolations a handle's pool is open, psycopg_pool's, and anew after it was closed."""
     project.makepyfile(
-        """
+        f"ISOLATION = {isolation!r}\n"
+        + dedent("""
         import pytest
         from psycopg_pool import AsyncConnectionPool, ConnectionPool
-        from pytest_pgmonkey import PGConnectionManager
+        from pytest_pgmonkey import PGConnectionManager, PGMonkeyError
 
         manager = PGConnectionManager()
 
@@ -356,7 +358,11 @@ def test_pools_are_psycopg_pools(
 
         def test_without_a_loop(pgmonkey):
             assert pgmonkey.normal.pool is None
-            pgmonkey.async_pool.pool
+            if ISOLATION == "rollback":
+                pgmonkey.async_pool.pool
+            else:
+                with pytest.raises(PGMonkeyError, match="ask in the loop"):
+                    pgmonkey.async_pool.pool
 
         @pytest.mark.asyncio
         async def test_the_applications_async(pgmonkey):
@@ -364,7 +370,7 @@ def test_pools_are_psycopg_pools(
             pool = (await manager.get_database_connection("app.yaml", "async_pool")).pool
             async with pool, pool.connection() as conn:
                 await conn.execute("SELECT * FROM made")
-        """
+        """)
     )
     run(f"--pgmonkey-isolation={isolation}").assert_outcomes(passed=6)
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.four_types import ASYNC, Kind, pid, value
 from helpers.waiting import until
 
-from pytest_pgmonkey import AsyncHandle, HandleClosedError, PGConnectionManager
+from pytest_pgmonkey import AsyncHandle, HandleClosedError, PGConnectionManager, PGMonkeyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,6 +186,28 @@ def test_loops_are_not_kept_alive(kind: Kind) -> None:
         asyncio.run(main())
     gc.collect()
     assert [each() for each in seen] == [None, None, None]
+
+
+def test_pool_outside_of_a_loop(kind: Kind) -> None:
+    """Outside of a loop the pool is that of the only loop; several are not told apart."""
+
+    async def pool_in_loop(handle: Any) -> Any:
+        async with handle:
+            return handle.pool
+
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    handle = first.run_until_complete(kind.get())
+    pool = first.run_until_complete(pool_in_loop(handle))
+    assert handle.pool is pool
+    assert (pool is not None) == kind.type.is_pool
+    if kind.type.is_pool:
+        assert second.run_until_complete(pool_in_loop(handle)) is not pool
+        with pytest.raises(PGMonkeyError, match="has 2 pools, one for each event loop"):
+            _ = handle.pool
+    for loop in (first, second):
+        loop.run_until_complete(kind.manager.clear_cache_async())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
 
 
 def test_a_coroutine_to_asyncio(kind: Kind) -> None:

@@ -10,7 +10,15 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from typing_extensions import assert_type
 
-from pytest_pgmonkey import AsyncHandle, ConnectionType, Handle, PGConnectionManager
+from pytest_pgmonkey import (
+    AsyncHandle,
+    AsyncPoolHandle,
+    ConnectionType,
+    Handle,
+    PGConnectionManager,
+    PoolHandle,
+)
+from pytest_pgmonkey.testing import PGMonkey  # noqa: TC001
 
 
 def register(conn: Connection[Any]) -> None: ...
@@ -21,9 +29,12 @@ async def aregister(conn: AsyncConnection[Any]) -> None: ...
 
 def sync_types(manager: PGConnectionManager, path: Path) -> None:
     assert_type(manager.get_database_connection("a.yaml", "normal"), Handle)
-    assert_type(manager.get_database_connection(path, "pool"), Handle)
-    assert_type(manager.get_database_connection(path, ConnectionType.POOL), Handle)
-    assert_type(manager.get_database_connection_from_dict({}, "pool", force_reload=True), Handle)
+    assert_type(manager.get_database_connection(path, "pool"), PoolHandle)
+    assert_type(manager.get_database_connection(path, ConnectionType.POOL), PoolHandle)
+    assert_type(
+        manager.get_database_connection_from_dict({}, "pool", force_reload=True), PoolHandle
+    )
+    assert_type(manager.get_database_connection_from_dsn("host=h", "pool").pool.name, str)
     assert_type(manager.get_database_connection_from_dsn("host=h"), Handle)
     handle = manager.get_database_connection(path, "pool")
     with handle as conn:
@@ -34,14 +45,15 @@ def sync_types(manager: PGConnectionManager, path: Path) -> None:
         assert_type(conn, Connection[Any])
     with handle.cursor() as cursor:
         assert_type(cursor, Cursor[Any])
-    assert_type(handle.pool, ConnectionPool[Any] | None)
+    assert_type(handle.pool, ConnectionPool[Any])
+    assert_type(manager.get_database_connection(path, "normal").pool, ConnectionPool[Any] | None)
     assert_type(handle.test_connection().server_version, str)
 
 
 async def async_types(manager: PGConnectionManager, path: Path) -> None:
     assert_type(await manager.get_database_connection("a.yaml", "async"), AsyncHandle)
     assert_type(await manager.get_database_connection(path, ConnectionType.ASYNC), AsyncHandle)
-    assert_type(await manager.get_database_connection_from_dict({}, "async_pool"), AsyncHandle)
+    assert_type(await manager.get_database_connection_from_dict({}, "async_pool"), AsyncPoolHandle)
     async with manager.get_database_connection(path, "async") as conn:
         assert_type(conn, AsyncConnection[Any])
     pending = manager.get_database_connection_from_dsn("host=h", "async")
@@ -56,7 +68,9 @@ async def async_types(manager: PGConnectionManager, path: Path) -> None:
         assert_type(conn, AsyncConnection[Any])
     async with handle.cursor() as cursor:
         assert_type(cursor, AsyncCursor[Any])
-    assert_type(handle.pool, AsyncConnectionPool[Any] | None)
+    assert_type(handle.pool, AsyncConnectionPool[Any])
+    single = await manager.get_database_connection(path, "async")
+    assert_type(single.pool, AsyncConnectionPool[Any] | None)
     assert_type((await handle.test_connection()).tls, str | None)
 
 
@@ -76,3 +90,11 @@ def type_known_at_run_time(manager: PGConnectionManager, type_: str) -> None:
 def not_awaited(manager: PGConnectionManager) -> None:
     with manager.get_database_connection("a.yaml", "async"):  # type: ignore[attr-defined]
         pass
+
+
+def in_tests(pgmonkey: PGMonkey) -> None:
+    assert_type(pgmonkey.pool.pool.name, str)
+    assert_type(pgmonkey.async_pool.pool, AsyncConnectionPool[Any])
+    assert_type(pgmonkey.manager, PGConnectionManager)
+    assert_type(pgmonkey.normal, Handle)
+    assert_type(pgmonkey.dsn, str)

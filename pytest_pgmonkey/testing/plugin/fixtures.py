@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from ...handles import AsyncHandle, Handle
+    from ...handles import AsyncHandle, AsyncPoolHandle, Handle, PoolHandle
     from ...manager import PGConnectionManager
     from ..fixture_value import PGMonkey
     from ..kit import Kit
@@ -128,7 +128,7 @@ def pgmonkey_normal(_pgmonkey_kit: Kit) -> Iterator[Handle]:
 
 
 @pytest.fixture
-def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[Handle]:
+def pgmonkey_pool(_pgmonkey_kit: Kit) -> Iterator[PoolHandle]:
     """A handle of type 'pool' in the rolled-back test: with pgmonkey_pool as conn."""
     begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handles.make("pool")
@@ -144,7 +144,7 @@ def pgmonkey_async(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
 
 
 @pytest.fixture
-def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncHandle]:
+def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncPoolHandle]:
     """A handle of type 'async_pool' in the rolled-back test: async with … as conn."""
     begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handles.make("async_pool")
