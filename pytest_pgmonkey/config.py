@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ import yaml
 from .connection_type import CONNECTION_TYPES, ConnectionType
 from .errors import ConfigError
 from .judge import TLS_FILES, Judge, expanded, judge_name, kind_of, nearest, shown
-from .secrets import interpolate, is_reference, is_sensitive, redact_text
+from .secrets import interpolate, is_in_a_file, is_reference, is_sensitive, redact_text
 
 SECTIONS = (
     "connection_settings",
@@ -32,12 +33,25 @@ TOP_LEVEL = ("connection_type", *SECTIONS)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class FileValue:
+    """What a secret file holds for one of libpq's keywords; equal to what it holds later."""
+
+    path: str
+    text: str = field(compare=False)
+    #: Gives the text that the file holds now; raises ConfigError.
+    read: Callable[[], str] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ConnectionSpec:
     """All that one connection type needs; equal specs may share connections."""
 
     type: ConnectionType
     #: libpq's keywords and their values, sorted.
-    conninfo: tuple[tuple[str, str], ...]
+    conninfo: tuple[tuple[str, str | FileValue], ...]
     autocommit: bool
     #: Session settings in the order of the file, values as `set_config()` takes them.
     settings: tuple[tuple[str, str], ...] = ()
@@ -51,12 +65,19 @@ class ConnectionSpec:
 
     @property
     def conninfo_dict(self) -> dict[str, str]:
-        return dict(self.conninfo)
+        return {key: str(value) for key, value in self.conninfo}
+
+    def read_conninfo(self) -> dict[str, str]:
+        """Give libpq's keywords with the secrets that their files hold now; raises ConfigError."""
+        return {
+            key: value.read() if isinstance(value, FileValue) else value
+            for key, value in self.conninfo
+        }
 
     @property
     def dbname(self) -> str | None:
         """The database, as libpq resolves it; `None` where the environment decides."""
-        conninfo = dict(self.conninfo)
+        conninfo = self.conninfo_dict
         if "service" in conninfo or "PGSERVICE" in os.environ:
             return conninfo.get("dbname")
         name = conninfo.get("dbname") or os.environ.get("PGDATABASE")
@@ -66,7 +87,9 @@ class ConnectionSpec:
     def secrets(self) -> tuple[str, ...]:
         """The values that no message may show; for `redact_text`."""
         public = {value for key, value in self.conninfo if key in ("host", "user", "dbname")}
-        values = (*self.conninfo, *self.settings, *dict(self.pool).get("kwargs", {}).items())
+        given = dict(self.pool).get("kwargs", {})
+        items = given.items() if isinstance(given, Mapping) else ()
+        values = (*self.conninfo, *self.settings, *items)
         return tuple(
             str(value)
             for key, value in values
@@ -139,10 +162,59 @@ def read_spec(
     strict: bool = False,
 ) -> ConnectionSpec:
     """Read a file for one connection type; the sections of the other types are not judged."""
-    origin = os.fspath(path)
     options = (resolve_env, allow_sensitive_defaults, strict)
-    config = prepare_config(read_mapping(path), origin, *options)
-    return connection_spec(config, connection_type, origin=origin)
+    return resolved_spec(read_mapping(path), connection_type, *options, origin=os.fspath(path))
+
+
+def resolved_spec(
+    config: Mapping[str, Any],
+    connection_type: str | ConnectionType | None = None,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    strict: bool = False,
+    *,
+    origin: str | None = None,
+) -> ConnectionSpec:
+    """Do as `connection_spec` for a configuration that may have references.
+
+    Passwords that are read from files are read anew for each connection, by `read_conninfo`.
+    """
+    options = (allow_sensitive_defaults, strict, origin)
+    prepared = prepare_config(config, origin, resolve_env, allow_sensitive_defaults, strict)
+    spec = connection_spec(prepared, connection_type, origin=origin)
+    if not resolve_env:
+        return spec
+    sections = config.get("postgresql", config)
+    files = {
+        name: value
+        for name, value in sections.get("connection_settings", {}).items()
+        if is_in_a_file(value)
+    }
+    if not files:
+        return spec
+    return replace(spec, conninfo=tuple(_with_files(spec, files, options)))
+
+
+def _with_files(
+    spec: ConnectionSpec, files: Mapping[str, Any], options: tuple[bool, bool, str | None]
+) -> Iterator[tuple[str, str | FileValue]]:
+    named = spec.config["connection_settings"]
+    for keyword, text in spec.conninfo_dict.items():
+        # What stands beside a DSN wins over its parts.
+        name = keyword if named.get(keyword) not in (None, "") else "dsn"
+        if name in files and is_sensitive(keyword) and keyword not in TLS_FILES:
+            read = partial(_read_again, name, files[name], keyword, options)
+            yield keyword, FileValue(files[name]["from_file"], text, read)
+        else:
+            yield keyword, text
+
+
+def _read_again(
+    name: str, reference: Any, keyword: str, options: tuple[bool, bool, str | None]
+) -> str:
+    config = {"connection_settings": {name: reference}}
+    read = interpolate(config, os.environ, *options)
+    return Judge(read, options[-1]).connection_settings()[0].get(keyword, "")
 
 
 def connection_spec(

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -28,7 +28,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed
 
 from .errors import ConfigError
-from .judge import refuse_connection_strings
+from .judge import Judge, refuse_connection_strings
 from .secrets import redact_text
 
 if TYPE_CHECKING:
@@ -153,6 +153,15 @@ def hook_steps(conn: AnyConnection, hook: Hook) -> Steps[None]:
         )
 
 
+class _Opaque:
+    """Holds what no error report shall show."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class Connector:
     """Opens the connections of one configuration, each prepared in the same way."""
 
@@ -164,10 +173,11 @@ class Connector:
         self.hook = hook
         self._class = self.async_class if spec.type.is_async else self.sync_class
         self._pool_arguments = dict(spec.pool)
-        kwargs: Mapping[str, Any] = self._pool_arguments.pop("kwargs", {})
-        self.autocommit = bool(kwargs.get("autocommit", spec.autocommit))
-        # Settings are applied outside of a transaction: no rollback takes them back.
-        self._kwargs = {**spec.conninfo_dict, **kwargs, "autocommit": True}
+        self._conninfo: Callable[[], Any] | None = self._pool_arguments.pop("conninfo", None)
+        given = self._pool_arguments.pop("kwargs", {})
+        self._given: Callable[[], Any] = given if callable(given) else lambda: given
+        named = {} if callable(given) else given
+        self.autocommit = bool(named.get("autocommit", spec.autocommit))
 
     def prepare(self, conn: AnyConnection) -> Steps[None]:
         yield from self.apply_settings(conn)
@@ -180,7 +190,8 @@ class Connector:
 
     def connect(self, timeout: float | None = None) -> Steps[Any]:
         refuse_connection_strings(self.spec.conninfo_dict, self.spec.origin)
-        conn = yield partial(self._open, timeout)
+        # In no variable: error reports may show those of each frame.
+        conn = yield partial(self._open, _Opaque((yield from self._arguments())), timeout)
         try:
             yield from self.prepare(conn)
         except BaseException:
@@ -188,21 +199,37 @@ class Connector:
             raise
         return conn
 
-    def _open(self, timeout: float | None) -> Any:
-        # The password is in no variable: error reports may show those of each frame.
+    def _arguments(self) -> Steps[dict[str, Any]]:
+        """Give what a new connection is opened with: secret files are read, functions are called.
+
+        What a function gives wins over the configuration.
+        """
+        dsn = _Opaque((yield self._conninfo) if self._conninfo is not None else None)
+        judge, key = Judge({}, self.spec.origin), f"{self.spec.type.pool_section}.conninfo"
+        # Settings are applied outside of a transaction: no rollback takes them back.
+        return {
+            **self.spec.read_conninfo(),
+            **judge.dsn_parts(dsn.value, key),
+            **(yield self._given),
+            "autocommit": True,
+        }
+
+    def _open(self, arguments: _Opaque, timeout: float | None) -> Any:
         limit = {} if timeout is None else {"connect_timeout": max(1, math.ceil(timeout))}
-        return self._class.connect(**{**self._kwargs, **limit})
+        return self._class.connect(**{**arguments.value, **limit})
 
     def prove(self) -> Steps[None]:
         """Connect once: the error of a connection shows here, not as a pool's timeout later."""
         conn = yield from self.connect()
         yield conn.close
 
-    def pool_arguments(self, configure: Hook, check: Hook) -> dict[str, Any]:
+    def pool_arguments(
+        self, driver: Callable[..., Any], configure: Hook, check: Hook
+    ) -> dict[str, Any]:
         arguments = {
             **self._pool_arguments,
             "connection_class": self._class,
-            "kwargs": self._kwargs,
+            "kwargs": lambda: driver(self._arguments()),
             "configure": configure,
             "open": False,
         }
@@ -416,6 +443,7 @@ def _new_pool(type_: Callable[..., P], connector: Connector, driver: Callable[..
     pool = type_(
         originals,
         **connector.pool_arguments(
+            driver,
             lambda conn: driver(_configure_steps(connector, originals, conn)),
             lambda conn: driver(_check_steps(weak(), conn)),
         ),

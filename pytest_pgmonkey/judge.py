@@ -332,7 +332,14 @@ class Judge:
             self.wrong("must be a function, which only a dictionary can hold", key)
         return value
 
-    def keywords(self, value: Any, key: str) -> Mapping[str, Any]:
+    def conninfo(self, value: Any, key: str) -> Any:
+        if not callable(value):
+            self.wrong("must be a function", key, "write a DSN as connection_settings.dsn")
+        return value
+
+    def keywords(self, value: Any, key: str) -> Any:
+        if callable(value):
+            return value
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             self.wrong("must be a mapping of psycopg.connect()'s arguments", key)
         return _Frozen(value)
@@ -372,6 +379,7 @@ _POOL_RULES: dict[str, _Rule] = {
     "name": Judge.plain_string,
     "close_returns": Judge.boolean,
     "open": Judge.boolean,
+    "conninfo": Judge.conninfo,
     "kwargs": Judge.keywords,
     "check": Judge.callback,
     "reset": Judge.callback,
@@ -380,7 +388,6 @@ _POOL_RULES: dict[str, _Rule] = {
 }
 _POOL_REFUSED = {
     "configure": "give it to PGConnectionManager(configure=..., aconfigure=...)",
-    "conninfo": "write connection_settings",
     "connection_class": "connections are psycopg's own",
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, over
 from weakref import ref
 
 from . import sources
-from .config import connection_spec, prepare_config, read_spec
+from .config import connection_spec, read_spec, resolved_spec
 from .connecting import adrive, drive, forget_in_child
 from .connection_type import ConnectionType
 from .errors import ConfigError
@@ -194,8 +194,8 @@ class PGConnectionManager:
         strict: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
         """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
-        prepared = prepare_config(config, None, resolve_env, allow_sensitive_defaults, strict)
-        return self._get(connection_spec(prepared, connection_type), force_reload)
+        options = (resolve_env, allow_sensitive_defaults, strict)
+        return self._get(resolved_spec(config, connection_type, *options), force_reload)
 
     @overload
     def get_database_connection_from_dsn(

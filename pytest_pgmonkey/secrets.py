@@ -48,6 +48,11 @@ def is_reference(value: object) -> bool:
     return _is_structured(value)
 
 
+def is_in_a_file(value: object) -> bool:
+    """Tell whether `interpolate` would read this value from a file."""
+    return _is_structured(value) and "from_file" in value  # type: ignore[operator]
+
+
 def _is_structured(value: object) -> bool:
     return (
         isinstance(value, Mapping)

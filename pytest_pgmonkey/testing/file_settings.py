@@ -61,6 +61,12 @@ def in_clone(spec: ConnectionSpec, conninfo: Mapping[str, str]) -> ConnectionSpe
     """Give what a handle connects with to a clone, which `conninfo` leads to."""
     rest = {name: value for name, value in spec.conninfo if name not in _WHERE}
     pool = dict(spec.pool)
+    # Functions that are asked for each connection say where it leads.
+    pool.pop("conninfo", None)
+    if callable(given := pool.pop("kwargs", {})):
+        given = {}
+    if keywords := {name: value for name, value in given.items() if name not in _WHERE}:
+        pool["kwargs"] = type(given)(keywords)
     if spec.type.is_pool:
         # A connection costs more than a test: none is opened that nobody borrows.
         pool.setdefault("max_size", max(pool.get("min_size", 4), 1))
