@@ -241,18 +241,21 @@ class PGConnectionManager:
         )
 
     def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | PendingHandle[AsyncHandle]:
-        intercepted = sources.interceptor is not None and sources.interceptor.judge(spec, self)
         if spec.type.is_async:
-            return PendingHandle(partial(self._aget, spec, intercepted), reload)
-        return cast("Handle", drive(self._obtain(spec, None, reload, intercepted)))
+            self._is_intercepted(spec)  # What is refused is refused here, too.
+            return PendingHandle(partial(self._aget, spec), reload)
+        return cast("Handle", drive(self._obtain(spec, None, reload)))
 
-    async def _aget(self, spec: ConnectionSpec, intercepted: bool, reload: bool) -> AsyncHandle:
+    async def _aget(self, spec: ConnectionSpec, reload: bool) -> AsyncHandle:
         loop = ref(asyncio.get_running_loop())
-        return cast("AsyncHandle", await adrive(self._obtain(spec, loop, reload, intercepted)))
+        return cast("AsyncHandle", await adrive(self._obtain(spec, loop, reload)))
 
-    def _obtain(
-        self, spec: ConnectionSpec, loop: LoopRef, reload: bool, intercepted: bool
-    ) -> Steps[AnyHandle]:
+    def _is_intercepted(self, spec: ConnectionSpec) -> bool:
+        return sources.interceptor is not None and sources.interceptor.judge(spec, self)
+
+    def _obtain(self, spec: ConnectionSpec, loop: LoopRef, reload: bool) -> Steps[AnyHandle]:
+        # Now, as a test session may have begun since an async handle was asked for.
+        intercepted = self._is_intercepted(spec)
         key = (spec, loop)
         handle = self._find_or_make(key, reload)
         if not intercepted:

@@ -667,9 +667,9 @@ class TestPoolSettings:
             ("close_returns", "maybe", "must be true or false"),
             ("check_on_checkout", "maybe", "must be true or false"),
             ("kwargs", "x", "must be a mapping"),
+            ("conninfo", "host=h", "write a DSN as connection_settings.dsn"),
             ("check", "module:function", "must be a function"),
             ("configure", print, "PGConnectionManager(configure="),
-            ("conninfo", "dbname=x", "connection_settings"),
         ],
     )
     def test_wrong_values(self, name, value, message):

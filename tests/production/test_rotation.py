@@ -148,7 +148,6 @@ def rotate_under_load(handle: Any, rotated: Rotated) -> None:
             stop.set()
         for each in working:
             each.result()
-    assert handle.pool.get_stats().get("connections_errors", 0) == 0
 
 
 @pytest.mark.asyncio
