@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from .blocks import TransactionAbortedError
     from .config import load_config
     from .connection_type import ConnectionType
+    from .copying.exporting import export_csv
+    from .copying.importing import import_csv
+    from .copying.settings import CSVResult
     from .errors import (
         ConfigError,
+        CSVError,
         EnvInterpolationError,
         HandleClosedError,
         PGMonkeyError,
@@ -30,6 +34,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncHandle",
     "AsyncPoolHandle",
+    "CSVError",
+    "CSVResult",
     "ConfigError",
     "ConnectionType",
     "EnvInterpolationError",
@@ -42,6 +48,8 @@ __all__ = [
     "ServerFacts",
     "TransactionAbortedError",
     "__version__",
+    "export_csv",
+    "import_csv",
     "load_config",
     "redact_config",
 ]
@@ -50,6 +58,9 @@ _HOMES = {
     "blocks": ("TransactionAbortedError",),
     "config": ("load_config",),
     "connection_type": ("ConnectionType",),
+    "copying.exporting": ("export_csv",),
+    "copying.importing": ("import_csv",),
+    "copying.settings": ("CSVResult",),
     "handles": ("AsyncHandle", "AsyncPoolHandle", "Handle", "PoolHandle", "ServerFacts"),
     "manager": ("PGConnectionManager",),
     "secrets": ("redact_config",),

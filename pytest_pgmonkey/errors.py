@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, fields
 
 __all__ = [
+    "CSVError",
     "ConfigError",
     "EnvInterpolationError",
     "HandleClosedError",
@@ -49,6 +50,30 @@ class EnvInterpolationError(ConfigError):
     """
 
     variable: str | None = None
+
+
+class CSVError(PGMonkeyError):
+    """A CSV file cannot be imported, or a table or query cannot be exported.
+
+    `file`, `line` and `column` say where, as far as it is known; `hint` says what to do about it.
+    Where the server has refused something, its psycopg error is the `__cause__`.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        hint: str | None = None,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(problem, hint)
+        self.problem, self.hint = problem, hint
+        self.file, self.line, self.column = file, line, column
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
 
 class HandleClosedError(PGMonkeyError):

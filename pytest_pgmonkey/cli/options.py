@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 
 from .. import __version__
 from ..connection_type import CONNECTION_TYPES
+from ..copying.names import as_sign, refuse_doubles, split_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _pgimport(parser: argparse.ArgumentParser) -> None:
     lower = "with --create-table: name columns in lower case, with _ for blanks (default: yes)"
     _add_switch(parser, "--lowercase", lower)
     _add_flag(parser, "--truncate", "empty the table first, in the same transaction")
-    _complete(parser, "copying.importing.run", _EXAMPLES["pgimport"])
+    _complete(parser, "copying.commands.run_import", _EXAMPLES["pgimport"])
 
 
 def _pgexport(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +169,7 @@ def _pgexport(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     _add_strict(parser)
     _add_csv(parser)
-    _complete(parser, "copying.exporting.run", _EXAMPLES["pgexport"])
+    _complete(parser, "copying.commands.run_export", _EXAMPLES["pgexport"])
 
 
 def _kept(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +264,7 @@ def _add_csv(parser: argparse.ArgumentParser) -> None:
         "quotechar": 'around values (default: ")',
     }
     for name, help_ in signs.items():
-        parser.add_argument(f"--{name}", type=sign, metavar="C", help=help_)
+        parser.add_argument(f"--{name}", type=_sign, metavar="C", help=help_)
     parser.add_argument(
         "--null", metavar="TEXT", help="what stands for NULL where unquoted (default: nothing)"
     )
@@ -292,35 +292,19 @@ def _network(text: str) -> object:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def sign(text: object) -> str:
-    """Judge a delimiter or quote character; a tab, which is hard to type, has names."""
-    if not isinstance(text, str):
-        raise argparse.ArgumentTypeError("must be one character, in quotes")
-    one = "\t" if text.lower() in ("tab", "\\t") else text
-    if len(one) != 1 or not one.isascii() or one in "\r\n\0":
-        raise argparse.ArgumentTypeError("must be one ASCII character, and no line end")
-    return one
+def _sign(text: str) -> str:
+    try:
+        return as_sign(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _columns(text: str) -> list[str]:
     names = split_names(text, ",")
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of names")
-    for name in names:
-        if names.count(name) > 1:
-            raise argparse.ArgumentTypeError(f"{name!r} is named twice")
+    try:
+        refuse_doubles(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return names
-
-
-def split_names(text: str, separator: str) -> list[str]:
-    """Take names apart; quotes keep one together, doubled ones in it stand for one.
-
-    Gives none where the text is something else.
-    """
-    name = rf'"(?:[^"]|"")+"|[^"\s{separator}][^{separator}]*'
-    if not re.fullmatch(rf"\s*(?:{name})\s*(?:[{separator}]\s*(?:{name})\s*)*", text):
-        return []
-    return [
-        part[1:-1].replace('""', '"') if part.startswith('"') else part.strip()
-        for part in re.findall(name, text)
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -11,7 +12,7 @@ from importlib import import_module
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, LibpqNotFoundError, PGMonkeyError, require_libpq
+from ..errors import ConfigError, CSVError, LibpqNotFoundError, PGMonkeyError, require_libpq
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from ..config import ConnectionSpec
+    from ..handles import Handle
 
 
 class CommandError(Exception):
@@ -74,6 +76,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def _report(args: argparse.Namespace, error: Exception, cause: Exception) -> None:
     from ..secrets import redact_text
 
+    if isinstance(error, CSVError):
+        error = CommandError(as_options(error))
     has_config = "resolve_env" in args
     secrets = _secrets(args) if has_config else ()
     message = str(error) or type(error).__name__
@@ -95,6 +99,16 @@ def _secrets(args: argparse.Namespace) -> tuple[str, ...]:
             return spec_of(args).secrets
     except PGMonkeyError:
         return ()  # Then nothing was sent to a driver, and our own messages hold no secrets.
+
+
+def as_options(error: CSVError) -> str:
+    """Write an error as a command does, in whose hint options have their own form."""
+    hint = re.sub(r"\b([a-z_]+)=(True\b ?)?", _option, error.hint or "")
+    return f"{error.problem}; {hint}" if hint else error.problem
+
+
+def _option(found: re.Match[str]) -> str:
+    return f"--{found[1].replace('_', '-')} "
 
 
 # --- what a command runs in ---
@@ -161,14 +175,31 @@ def spec_of(args: argparse.Namespace, type_: str | None = None) -> ConnectionSpe
 
 
 @contextmanager
-def session(args: argparse.Namespace) -> Iterator[Connection[Any]]:
-    """Connect as type normal; in autocommit, so that a command begins its transactions itself."""
+def handle_of(args: argparse.Namespace) -> Iterator[Handle]:
+    """Give a handle of type normal."""
+    from ..handles import Handle
+
+    _silence_psycopg()
+    handle = Handle(spec_of(args, "normal"))
+    try:
+        yield handle
+    finally:
+        handle.disconnect()
+
+
+def _silence_psycopg() -> None:
+    """What psycopg logs of a connection that breaks, the command's own error says."""
     import logging
 
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def session(args: argparse.Namespace) -> Iterator[Connection[Any]]:
+    """Connect as type normal; in autocommit, so that a command begins its transactions itself."""
     from ..connecting import Connector, drive
 
-    # What psycopg logs of a connection that breaks, the command's own error says.
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())
+    _silence_psycopg()
     conn: Connection[Any] = drive(Connector(spec_of(args, "normal")).connect())
     with conn:
         conn.autocommit = True

@@ -86,7 +86,7 @@ class TestColumns:
 
         error = load("t", "p,q\n1,2\n", "--columns", "a").error
 
-        assert error.endswith("line 1 has 2 values, --columns names 1")
+        assert error.endswith("line 1 has 2 values, columns names 1")
 
     def test_identity(self, load, conn):
         """Values of an identity column are taken; where there are none it counts by itself."""
@@ -236,7 +236,7 @@ class TestTypes:
         result = load("t", "a\n1\n", "--infer-types")
 
         assert (result.status, result.out) == (2, "")
-        assert "--infer-types belongs to --create-table" in result.err
+        assert "infer_types belongs to create_table" in result.err
 
 
 class TestFormats:
@@ -411,14 +411,15 @@ class TestBadFiles:
                 "a,b\n1,x,y\n",
                 "line 2, value 3 (character 5): the row has 3 values, the header names",
             ),
-            ("a,b\n1,x\n\n", "line 3, column a, value 1 (character 1): the row has 1 value"),
+            ("a,b\n1,x\n\n2,y\n", "line 3, column a, value 1 (character 1): the row has 1 value"),
+            ("a,b\n1,x\n \n", "line 3, column a, value 1 (character 1): the row has 1 value"),
             ('a,b\n1,x\n2,"y\n3,z\n', "line 3, column b, value 2 (character 3): a quoted value"),
             ("a,b\n1,x\n,y\n", "line 3, column a, value 1 (character 1): null value in column"),
             ("a,b\n1,x\n2,y\n1,z\n", "line 4, column a, value 1 (character 1): duplicate key"),
             ("a,b\n1,x\n2,bad\n", "line 3, column b, value 2 (character 3): new row for relation"),
             (b"a,b\n1,x\n2,\xe4\n", "line 3, column b, value 2 (character 3): invalid byte"),
             (b"a,b\n1,x\n2,\0\n", "line 3, column b, value 2 (character 3): invalid byte"),
-            (b"a,\xe4\n1,x\n", "header, value 2: is not utf-8; --encoding names another"),
+            (b"a,\xe4\n1,x\n", "header, value 2: is not utf-8; --encoding NAME names another"),
             ("", "is empty"),
             ("\n\n", "is empty"),
         ],
@@ -565,12 +566,13 @@ class TestSidecar:
         assert error in load("t", "a\n1\n").error
 
     def test_none_of_ours(self, load, dump, sidecar):
-        """A YAML file that has nothing to do with it is left alone."""
-        sidecar(title="x")
+        """A YAML file without any setting of CSV files is an error: they may be misspelt."""
+        sidecar(title="x", separator=";")
 
-        result = load("t", "a\n1\n", "--create-table")
+        error = load("t", "a\n1\n", "--create-table").error
 
-        assert result.err == ""
+        assert "in.yaml: has none of the settings of" in error
+        assert "known are delimiter, quotechar" in error
 
 
 def test_progress_on_a_terminal(load, conn, monkeypatch):

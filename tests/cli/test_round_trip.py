@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from pytest_pgmonkey import cli
-from pytest_pgmonkey.cli.copying.records import find_record, guard_end_marker, split_record
-from pytest_pgmonkey.cli.copying.settings import Dialect
+from pytest_pgmonkey.copying.records import find_record, guard_end_marker, split_record
+from pytest_pgmonkey.copying.settings import Dialect
 
 TEXT = st.text(
     st.one_of(

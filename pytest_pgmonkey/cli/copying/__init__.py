@@ -1,1 +1,1 @@
-"""CSV files in and out of tables, by COPY of raw blocks."""
+"""The commands for CSV files: options, the file beside a CSV file, progress."""

@@ -16,12 +16,12 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """Give a function that shows bytes done, of how many where that is known."""
     start = shown = monotonic()
     active = sys.stderr.isatty()
 
-    def update(done: int) -> None:
+    def update(done: int, total: int | None) -> None:
         nonlocal shown
         if active and (now := monotonic()) - shown >= _INTERVAL:
             shown = now

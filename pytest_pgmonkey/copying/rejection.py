@@ -7,9 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors
+from psycopg.rows import tuple_row
 
-from .files import Source
-from .records import Field, Record, find_record, find_values, newlines, read_head, split_record
+from ..errors import CSVError
+from .records import (
+    Field,
+    Record,
+    find_record,
+    find_values,
+    newlines,
+    other_delimiter,
+    read_head,
+    split_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,8 +27,14 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import Connection
 
+    from .files import Source
     from .settings import Dialect
     from .tables import Table
+
+
+def use_delimiter(delimiter: str) -> str:
+    """Say how a file with another delimiter is imported."""
+    return f"it seems to have {delimiter!r} between its values: delimiter={delimiter!r} says so"
 
 
 @dataclass(frozen=True)
@@ -35,18 +51,21 @@ class Import:
     lines_before: int
 
 
-def describe(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> str:
+def describe(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> CSVError:
     """Say in one line what was refused, and where it stands: file, line, column and value."""
-    line, column = _context(error, import_)
+    number, column = _context(error, import_)
     column = column or _culprit(error, import_, conn)
-    if line:
-        record = _read_again(import_, lambda data: find_record(data, import_.dialect.quote, line))
+    if number:
+        record = _read_again(import_, lambda data: find_record(data, import_.dialect.quote, number))
     else:
         record, column = _by_key(error, import_, column)
-    what = _what(error, import_, record)
+    problem, hint = _what(error, import_, record)
+    name = import_.source.name
     if record is None:
-        return f"{import_.source.name}: {_place_without_record(import_, line, column)}{what}"
-    return f"{import_.source.name}: {_place(error, import_, record, column)}: {what}"
+        where, line = _place_without_record(import_, number, column)
+        return CSVError(f"{name}: {where}{problem}", hint, file=name, line=line, column=column)
+    where, line, column = _place(error, import_, record, column)
+    return CSVError(f"{name}: {where}: {problem}", hint, file=name, line=line, column=column)
 
 
 # --- what the server says ---
@@ -80,24 +99,30 @@ def _culprit(error: psycopg.Error, import_: Import, conn: Connection[Any]) -> st
         WHERE a.attrelid = %(table)s AND a.attnum = ANY (COALESCE(c.conkey, i.indkey))
     """
     arguments = {"name": error.diag.constraint_name, "table": import_.table.oid}
-    rows = conn.execute(query, arguments).fetchall()
+    rows = conn.cursor(row_factory=tuple_row).execute(query, arguments).fetchall()
     return rows[0][0] if len(rows) == 1 else None
 
 
-def _what(error: psycopg.Error, import_: Import, record: Record | None) -> str:
-    if record is not None and isinstance(error, errors.BadCopyFileFormat):
-        if record.unended:
-            return "a quoted value begins here and never ends"
+def _what(error: psycopg.Error, import_: Import, record: Record | None) -> tuple[str, str | None]:
+    """Give the problem, and what to do about it."""
+    hint = None
+    if record is not None:
         found, wanted = len(split_record(record.data, import_.dialect)), len(import_.columns)
-        if found != wanted:
-            values = "1 value" if found == 1 else f"{found} values"
-            against = "the header names" if import_.has_header else "the columns are"
-            return f"the row has {values}, {against} {wanted}"
+        if found == 1 < wanted and (other := other_delimiter(record.data, import_.dialect)):
+            hint = use_delimiter(other)
+        if isinstance(error, errors.BadCopyFileFormat):
+            if record.unended:
+                return "a quoted value begins here and never ends", None
+            if found != wanted:
+                values = "1 value" if found == 1 else f"{found} values"
+                against = "the header names" if import_.has_header else "the columns are"
+                return f"the row has {values}, {against} {wanted}", hint
     parts = [error.diag.message_primary or str(error), error.diag.message_detail]
     text = ": ".join(filter(None, parts))
     if isinstance(error, errors.CharacterNotInRepertoire | errors.UntranslatableCharacter):
-        text += f" (read as {import_.source.encoding.name}; --encoding names another)"
-    return text
+        text += f" (read as {import_.source.encoding.name})"
+        hint = "encoding=NAME names another"
+    return text, hint
 
 
 # --- where it stands ---
@@ -107,7 +132,7 @@ def _read_again(import_: Import, find: Callable[[Iterator[bytes]], Record | None
     """Read the file once more to find a record in it."""
     if not import_.source.repeatable:
         return None
-    source = Source(import_.source.path, import_.source.encoding)
+    source = import_.source.again()
     with source.open() as blocks:
         if import_.has_header:
             blocks = read_head(blocks, import_.dialect.quote, source.name).rest
@@ -134,17 +159,21 @@ def _by_key(
     return record, column or names[0]
 
 
-def _place(error: psycopg.Error, import_: Import, record: Record, column: str | None) -> str:
+def _place(
+    error: psycopg.Error, import_: Import, record: Record, column: str | None
+) -> tuple[str, int, str | None]:
+    """Give the place in words, its line and its column."""
     fields = split_record(record.data, import_.dialect)
     index = _index(error, import_, record, fields, column)
     if index is None or index >= len(fields):
-        return f"line {record.line}"
+        return f"line {record.line}", record.line, column
     before = record.data[: fields[index].start]
     line = record.line + newlines(before)
     on_line = re.split(rb"[\r\n]", before)[-1]
     character = len(on_line.decode(import_.source.encoding.data_codec, "replace")) + 1
-    named = f"column {import_.columns[index]}, " if index < len(import_.columns) else ""
-    return f"line {line}, {named}value {index + 1} (character {character})"
+    column = import_.columns[index] if index < len(import_.columns) else None
+    named = f"column {column}, " if column is not None else ""
+    return f"line {line}, {named}value {index + 1} (character {character})", line, column
 
 
 def _index(
@@ -170,8 +199,11 @@ def _is_text(value: bytes, codec: str) -> bool:
         return False
 
 
-def _place_without_record(import_: Import, line: int | None, column: str | None) -> str:
-    parts = [f"line {line + import_.lines_before}"] if line else []
+def _place_without_record(
+    import_: Import, line: int | None, column: str | None
+) -> tuple[str, int | None]:
+    line = line + import_.lines_before if line else None
+    parts = [f"line {line}"] if line else []
     if column in import_.columns:
         parts.append(f"column {column}, value {import_.columns.index(column) + 1}")
-    return f"{', '.join(parts)}: " if parts else ""
+    return f"{', '.join(parts)}: " if parts else "", line

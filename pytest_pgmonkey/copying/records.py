@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ..running import CommandError
+from ..errors import CSVError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -63,6 +63,15 @@ def split_record(data: bytes, dialect: Dialect) -> list[Field]:
     return fields
 
 
+def other_delimiter(data: bytes, dialect: Dialect) -> str | None:
+    """Give the delimiter that a record of one value seems to have instead, if any."""
+    quote = re.escape(dialect.quote)
+    bare = re.sub(quote + rb"[^" + quote + rb"]*" + quote, b"", data).decode("latin-1")
+    counts = {sign: bare.count(sign) for sign in ",;\t|" if sign != dialect.delimiter}
+    likely = max(counts, key=counts.__getitem__)
+    return likely if counts[likely] else None
+
+
 # --- the header ---
 
 
@@ -82,9 +91,11 @@ def read_head(blocks: Iterator[bytes], quote: bytes, name: str) -> Head:
     """Read the first record; empty lines before it are passed over."""
     data, end = _until_first_end(blocks, quote)
     if end is None and len(data) > LONGEST_HEADER:
-        raise CommandError(
-            f"{name}: the first record does not end within {LONGEST_HEADER} bytes; "
-            "is the quote character right?"
+        raise CSVError(
+            f"{name}: the first record does not end within {LONGEST_HEADER} bytes",
+            "is the quote character right?",
+            file=name,
+            line=1,
         )
     start, end = _start(data), len(data) if end is None else end
     line_end = re.compile(rb"(?:\r\n|\n|\r)?").match(data, end)
@@ -146,12 +157,11 @@ def find_values(
 
 def _records(blocks: Iterable[bytes], quote: bytes) -> Iterator[tuple[float, Record]]:
     """Give all records, each with the number that the server gives to its last line."""
-    blocks = iter(blocks)
-    start, first_end = _until_first_end(blocks, quote)
-    end = b"\n" if first_end is None else start[first_end : first_end + 1]
+    line_end, blocks = line_end_of(iter(blocks), quote)
+    end = line_end[:1]
     held: list[bytes] = []
     quoted, file_line, counted = False, 1, 0
-    for line in _lines(chain([start], blocks), end):
+    for line in _lines(blocks, end):
         held.append(line)
         quoted ^= line.count(quote) % 2 == 1
         if quoted:
@@ -166,6 +176,13 @@ def _records(blocks: Iterable[bytes], quote: bytes) -> Iterator[tuple[float, Rec
         yield math.inf, Record(file_line, _without_end(b"".join(held), end), unended=True)
 
 
+def line_end_of(blocks: Iterator[bytes], quote: bytes) -> tuple[bytes, Iterator[bytes]]:
+    """Give the first line end, which the server expects of all others, and all the data."""
+    start, at = _until_first_end(blocks, quote)
+    found = None if at is None else re.compile(rb"\r\n|[\r\n]").match(start, at)
+    return found[0] if found else b"\n", chain([start], blocks)
+
+
 def _without_end(data: bytes, end: bytes) -> bytes:
     if end == b"\r":
         data = data.removeprefix(b"\n")  # The second half of the line end before.
@@ -175,14 +192,14 @@ def _without_end(data: bytes, end: bytes) -> bytes:
 def _lines(blocks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
     """Give all lines, with their ends."""
     last = b""
-    for piece in _whole_lines(blocks, end):
+    for piece in whole_lines(blocks, end):
         *lines, last = piece.split(end)
         yield from (line + end for line in lines)
     if last and not (end == b"\r" and last == b"\n"):
         yield last
 
 
-def _whole_lines(blocks: Iterable[bytes], *ends: bytes) -> Iterator[bytes]:
+def whole_lines(blocks: Iterable[bytes], *ends: bytes) -> Iterator[bytes]:
     """Cut the data anew, each piece but the last behind the first of these ends that it has."""
     rest: list[bytes] = []
     for block in blocks:
@@ -194,6 +211,25 @@ def _whole_lines(blocks: Iterable[bytes], *ends: bytes) -> Iterator[bytes]:
     yield b"".join(rest)
 
 
+# --- blank lines at the end ---
+
+
+def without_blank_end(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Leave out blank lines at the end of the data; the server would take each for a record."""
+    held: list[bytes] = []
+    for block in blocks:
+        kept = block.rstrip(b"\r\n")
+        if kept and held:
+            yield b"".join(held)
+            held.clear()
+        if kept:
+            yield kept
+        held.append(block[len(kept) :])
+    first = re.match(rb"\r\n|\r|\n|", b"".join(held))
+    assert first is not None
+    yield first[0]
+
+
 # --- a value that older servers take for the end of all data ---
 
 
@@ -203,7 +239,7 @@ def guard_end_marker(blocks: Iterable[bytes], quote: bytes) -> Iterator[bytes]:
     pattern = rb"(Q[^Q]*(?:Q|\Z))|(?:\A|(?<=[\r\n]))\\\.(?=[\r\n]|\Z)"
     marker = re.compile(pattern.replace(b"Q", re.escape(quote)))
     before = b""
-    for piece in _whole_lines(blocks, b"\n", b"\r"):
+    for piece in whole_lines(blocks, b"\n", b"\r"):
         if b"\\." in piece:
             guarded = marker.sub(lambda part: part[1] or quote + part[0] + quote, before + piece)
             yield guarded[len(before) :]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
+from psycopg.rows import tuple_row
 
-from ..options import split_names
-from ..running import CommandError
+from ..errors import CSVError
+from .names import split_names
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -62,7 +63,7 @@ def parse_name(text: str) -> Name:
     """Read `table`, `schema.table` or the same in SQL's quotes."""
     parts = split_names(text, ".")
     if len(parts) not in (1, 2):
-        raise CommandError(f"{text!r} is no table's name: it may be table or schema.table")
+        raise CSVError(f"{text!r} is no table's name: it may be table or schema.table")
     return Name(parts[0] if len(parts) == 2 else None, parts[-1], '"' in text)
 
 
@@ -89,10 +90,11 @@ def find_table(conn: Connection[Any], name: Name) -> Table | None:
     spellings = [(name.schema, name.table)]
     if not name.quoted:
         spellings.append((name.schema and name.schema.lower(), name.table.lower()))
+    cursor = conn.cursor(row_factory=tuple_row)
     for schema, table in spellings:
-        row = conn.execute(_FIND, {"schema": schema, "table": table}).fetchone()
+        row = cursor.execute(_FIND, {"schema": schema, "table": table}).fetchone()
         if row is not None:
-            columns = dict(conn.execute(_COLUMNS, [row[0]]).fetchall())
+            columns: dict[str, bool] = dict(cursor.execute(_COLUMNS, [row[0]]).fetchall())
             oid, found_in, found, kind, has_children = row
             return Table(oid, found_in, found, kind, has_children, columns)
     return None

@@ -1,0 +1,139 @@
+"""How a CSV file is written, what is asked of a copy, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from ..errors import CSVError, PGMonkeyError
+from ..handles import Handle
+from .encodings import find_encoding
+from .names import as_sign, refuse_doubles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from psycopg import Connection
+
+    from .encodings import Encoding
+
+
+#: Called with the bytes that are done, and how many there are, `None` where that is not known.
+Progress: TypeAlias = Callable[[int, int | None], None]
+
+
+class UsageError(CSVError, ValueError):
+    """Arguments that cannot be, alone or together."""
+
+
+@dataclass(frozen=True)
+class CSVResult:
+    """What an import or export has done."""
+
+    rows: int
+    #: `schema.table`, `None` for a query.
+    table: str | None
+    #: The table's columns, in the order of the file; empty for a query.
+    columns: tuple[str, ...]
+    #: Generated columns that an export of all columns has left out.
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The signs of a CSV file, as COPY takes them."""
+
+    delimiter: str
+    quotechar: str
+    null: str
+
+    @property
+    def quote(self) -> bytes:
+        return self.quotechar.encode()
+
+    @property
+    def separator(self) -> bytes:
+        return self.delimiter.encode()
+
+    def options(self, encoding: Encoding) -> sql.Composed:
+        """Write them as options of COPY."""
+        options = "FORMAT csv, DELIMITER {}, QUOTE {}, NULL {}, ENCODING {}"
+        values = (self.delimiter, self.quotechar, self.null, encoding.sent_as)
+        return sql.SQL(options).format(*values)
+
+
+def make_dialect(delimiter: str, quotechar: str, null: str) -> Dialect:
+    """Judge the signs, alone and together."""
+    signs = {"delimiter": delimiter, "quotechar": quotechar}
+    for name, value in signs.items():
+        try:
+            signs[name] = as_sign(value)
+        except ValueError as error:
+            raise UsageError(f"{name} {error}") from None
+    if signs["delimiter"] == signs["quotechar"]:
+        raise UsageError("delimiter and quotechar must differ")
+    if set(null) & {*signs.values(), "\r", "\n"}:
+        raise UsageError(
+            "null must hold neither the delimiter nor the quote character nor a line end"
+        )
+    return Dialect(**signs, null=null)
+
+
+def make_encoding(name: str | None) -> Encoding | None:
+    """Give the encoding that is asked for, if any."""
+    try:
+        return None if name is None else find_encoding(name)
+    except LookupError:
+        raise CSVError(
+            f"unknown encoding {name!r}", "give a name that Python or PostgreSQL knows"
+        ) from None
+
+
+def make_columns(names: Sequence[str] | None) -> list[str] | None:
+    """Judge a list of columns."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not names:
+        raise UsageError("columns must be a list of names")
+    try:
+        refuse_doubles(list(names))
+    except ValueError as error:
+        raise UsageError(f"columns: {error}") from None
+    return list(names)
+
+
+def require_sync(handle: object, function: str) -> None:
+    """Refuse what is no handle for sync code."""
+    if not isinstance(handle, Handle):
+        raise PGMonkeyError(
+            f"{function} takes a handle of the types normal and pool, not {handle!r}: "
+            f"in a coroutine, pass it one by asyncio.to_thread({function}, handle, …)"
+        )
+
+
+def no_progress(done: int, total: int | None) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def local_settings(conn: Connection[Any], wanted: Mapping[str, str]) -> Iterator[None]:
+    """Hold settings for a block inside a transaction, and put the former ones back at its end.
+
+    A failing block's savepoint or transaction puts them back by itself.
+    """
+    cursor = conn.cursor(row_factory=tuple_row)
+    one = "pg_catalog.current_setting(%s), pg_catalog.set_config(%s, %s, true)"
+    former = {}
+    for name, value in wanted.items():
+        row = cursor.execute(f"SELECT {one}", [name, name, value]).fetchone()
+        assert row is not None
+        former[name] = row[0]
+    yield
+    for name, value in former.items():
+        if value != wanted[name]:
+            cursor.execute("SELECT pg_catalog.set_config(%s, %s, true)", [name, value])
