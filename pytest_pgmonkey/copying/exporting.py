@@ -14,6 +14,7 @@ from .files import open_target
 from .settings import (
     CSVResult,
     UsageError,
+    borrowed,
     local_settings,
     make_columns,
     make_dialect,
@@ -81,7 +82,7 @@ def export_csv(
     encoded = make_encoding(encoding)
     name = None if table is None else parse_name(table)
     try:
-        with handle._here() as conn, conn.transaction():
+        with borrowed(handle) as conn, conn.transaction():
             conn.execute("SET TRANSACTION READ ONLY")
             with local_settings(conn, _settings(handle)):
                 source, result = _table(conn, name, named) if name else _query(query)

@@ -29,6 +29,7 @@ from .rejection import Import, describe, use_delimiter
 from .settings import (
     CSVResult,
     UsageError,
+    borrowed,
     local_settings,
     make_columns,
     make_dialect,
@@ -74,8 +75,8 @@ def import_csv(
 ) -> CSVResult:
     """Import a CSV file into a table by COPY: all of its rows, or none.
 
-    Inside a block of the handle it runs on that block's connection, in a savepoint where the
-    block has a transaction open; elsewhere on a connection of its own, and is committed.
+    Inside a block of the handle it is a part of the block's transaction, behind a savepoint;
+    elsewhere, and in autocommit, it is committed by itself.
 
     `handle` is of type normal or pool. `file` is a path, where `.gz` is unpacked, or open for
     reading, in binary or text mode; it is read to its end and stays open. `table` is `table` or
@@ -141,7 +142,7 @@ class _Importer:
             labels = self.labels(head)
             lines = head.lines if self.plan.header else 0
             blocks = head.rest if self.plan.header else chain([head.data], head.rest)
-        with handle._here() as self.conn:
+        with borrowed(handle) as self.conn:
             try:
                 # What the server says is read as UTF-8, whatever the file is.
                 with (

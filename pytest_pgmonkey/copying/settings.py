@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..errors import CSVError, PGMonkeyError
@@ -114,6 +115,20 @@ def require_sync(handle: object, function: str) -> None:
             f"{function} takes a handle of the types normal and pool, not {handle!r}: "
             f"in a coroutine, pass it one by asyncio.to_thread({function}, handle, …)"
         )
+
+
+@contextmanager
+def borrowed(handle: Handle) -> Iterator[Connection[Any]]:
+    """Give the connection of the surrounding block, or one of its own.
+
+    A `transaction()` on it is a savepoint in the block's transaction, also at the block's start.
+    """
+    joins = handle._blocks.visible() is not None
+    with handle._here() as conn:
+        idle = conn.info.transaction_status == TransactionStatus.IDLE
+        if joins and idle and not conn.autocommit:
+            conn.execute("SELECT 1")
+        yield conn
 
 
 def no_progress(done: int, total: int | None) -> None:

@@ -140,6 +140,25 @@ class TestTransactions:
 
         assert people() == []
 
+    def test_at_the_start_of_a_block(self, handle, people):
+        """It is a part of the block's transaction there, too."""
+        with handle as conn:
+            import_csv(handle, io.BytesIO(b"id\n1\n"), table="people")
+            conn.rollback()
+
+        assert people() == []
+
+    def test_in_autocommit(self, handle, people):
+        """There it is committed by itself, and all or nothing as ever."""
+        with handle as conn:
+            conn.autocommit = True
+            import_csv(handle, io.BytesIO(b"id\n1\n"), table="people")
+            with pytest.raises(CSVError):
+                import_csv(handle, io.BytesIO(b"id\n2\nx\n"), table="people")
+            conn.rollback()
+
+        assert people() == [(1, None)]
+
     def test_settings_are_put_back(self, handle):
         """The block goes on in its own encoding and date style, and may write."""
         with handle as conn:
