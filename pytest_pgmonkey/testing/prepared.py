@@ -131,7 +131,11 @@ class Preparation:
                     self.server.extension_advice,
                 )
         with self._leading_to(name):
-            load_schema(self._steps, lambda: connect(self.server.conninfo(name), autocommit=False))
+            load_schema(
+                self._steps,
+                lambda: connect(self.server.conninfo(name), autocommit=False),
+                self.server.extension_advice,
+            )
 
 
 class Database:

@@ -281,6 +281,30 @@ def test_a_missing_extension_says_where_it_is(
     assert "During handling" not in result.stdout.str()
 
 
+@pytest.mark.parametrize("step", ["s.sql", "steps:extend", "steps:wrapped"])
+def test_a_step_that_misses_an_extension_says_where_it_is(
+    pytester: pytest.Pytester, run: Callable[..., Any], step: str
+) -> None:
+    """The same advice follows from a file, from a function, and from a library's own error."""
+    (pytester.path / "s.sql").write_text("CREATE EXTENSION no_such_extension", "utf-8")
+    pytester.makepyfile(
+        steps="""
+        def extend(conn):
+            conn.execute('CREATE EXTENSION no_such_extension')
+
+        def wrapped(conn):
+            try:
+                extend(conn)
+            except Exception as error:
+                raise RuntimeError("migration 7") from error
+        """
+    )
+    pytester.makepyfile("def test_it(pgmonkey): pass")
+    result = run(f"--pgmonkey-schema={step}")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"*{step}*PostgreSQL's own extensions all come with*"])
+
+
 def test_missing_binaries_are_named(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:
     """A bindir without a server is one clear error."""
     pytester.makepyfile("def test_it(pgmonkey): pass")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
@@ -15,13 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from pytest_pgmonkey.testing.options import Options, resolve
 from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries, find_all
 from pytest_pgmonkey.testing.servers.embedded.server import ROLE, EmbeddedServer, _free_port
 from pytest_pgmonkey.testing.servers.server import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CERTIFICATE_ROLE = "certificate_user"
 PASSWORD = "correct horse battery staple"
@@ -36,6 +37,17 @@ _PRIVATE_KEY = {
     "format": serialization.PrivateFormat.PKCS8,
     "encryption_algorithm": serialization.NoEncryption(),
 }
+
+
+def options(**given: str) -> Options:
+    """Give the options of a run on whose command line these are."""
+    return resolve(
+        lambda option: given.get(option.name),
+        lambda _: None,
+        {},
+        rootdir=Path("/"),
+        called_from=Path("/"),
+    )
 
 
 class RestartableServer(EmbeddedServer):

@@ -24,12 +24,12 @@ import psycopg
 import pytest
 from helpers import refused
 from helpers.pytest_runs import QUICK
+from helpers.servers import options
 
 from pytest_pgmonkey import PGConnectionManager, kept_databases
 from pytest_pgmonkey.errors import PGMonkeyError
 from pytest_pgmonkey.processes import is_dead, process_name
 from pytest_pgmonkey.testing.databases.recipe import Recipe
-from pytest_pgmonkey.testing.options import Options, resolve
 from pytest_pgmonkey.testing.servers.container import guardian
 from pytest_pgmonkey.testing.servers.container import server as container
 from pytest_pgmonkey.testing.servers.container.engine import EngineError, engine_problem
@@ -218,16 +218,6 @@ def start_in_subprocess(then: str = "sys.stdin.read()") -> tuple[subprocess.Pope
     line = process.stdout.readline()
     assert line, process.communicate()
     return process, line.strip()
-
-
-def options(**given: str) -> Options:
-    return resolve(
-        lambda option: given.get(option.name),
-        lambda _: None,
-        {},
-        rootdir=Path("/"),
-        called_from=Path("/"),
-    )
 
 
 class TestServer:

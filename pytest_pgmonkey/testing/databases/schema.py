@@ -19,6 +19,10 @@ __all__ = ["SchemaError", "listed", "load_schema", "resolve_steps"]
 
 # pg_dump's newer releases write them, for psql alone.
 _RESTRICT: Final = re.compile(r"^\\(?:un)?restrict .*$", re.MULTILINE)
+# Before PostgreSQL 15 the message has the path alone.
+_NO_EXTENSION: Final = re.compile(
+    r'extension "(?P<name>[^"]+)" is not available|(?P<file>[^/\\"]+)\.control\b'
+)
 _COPY: Final = re.compile(r"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -110,22 +114,46 @@ def _import(module_name: str, step: str, rootdir: Path) -> Any:
         sys.path.remove(added)
 
 
-def load_schema(steps: Iterable[Path | Callable[[Any], Any]], connect: Callable[[], Any]) -> None:
+def load_schema(
+    steps: Iterable[Path | Callable[[Any], Any]],
+    connect: Callable[[], Any],
+    advice: Callable[[str, str], str],
+) -> None:
     """Run the steps one after the other, each on a connection of its own; raises SchemaError.
 
     SQL files run statement by statement in autocommit, as psql runs them; a function gets a
-    connection in a transaction that is committed after it.
+    connection in a transaction that is committed after it. `advice` is asked for with the name of
+    an extension that the server does not have, and its words.
     """
     for step in steps:
         with connect() as conn:
             if isinstance(step, Path):
                 conn.autocommit = True
-                _run_file(conn, step)
+                _run_file(conn, step, advice)
             else:
-                _run_function(conn, step)
+                _run_function(conn, step, advice)
 
 
-def _run_function(conn: Any, function: Callable[[Any], Any]) -> None:
+def _advice(error: BaseException, advice: Callable[[str, str], str]) -> str:
+    """Say where an extension is to be had that the server lacks, if that is what an error tells.
+
+    What a step has raised may have been caused by it, as SQLAlchemy's errors are.
+    """
+    from psycopg import errors
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, errors.FeatureNotSupported | errors.UndefinedFile):
+            problem = cause.diag.message_primary or ""
+            if found := _NO_EXTENSION.search(problem):
+                return f".{advice(found['name'] or found['file'], problem)}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _run_function(
+    conn: Any, function: Callable[[Any], Any], advice: Callable[[str, str], str]
+) -> None:
     from psycopg.pq import TransactionStatus
 
     name = _name(function)
@@ -136,6 +164,7 @@ def _run_function(conn: Any, function: Callable[[Any], Any]) -> None:
         place = _place_in(error, function)
         raise SchemaError(
             f"schema step {name}{place} failed: {type(error).__name__}: {error}"
+            f"{_advice(error, advice)}"
         ) from error
     if lost:
         raise SchemaError(
@@ -176,7 +205,7 @@ def _place_in(error: BaseException, function: Callable[[Any], Any]) -> str:
     return place
 
 
-def _run_file(conn: Any, path: Path) -> None:
+def _run_file(conn: Any, path: Path, advice: Callable[[str, str], str]) -> None:
     import psycopg
 
     from ..sql.lexer import statements
@@ -198,7 +227,8 @@ def _run_file(conn: Any, path: Path) -> None:
         try:
             conn.execute(statement.text)
         except psycopg.Error as error:
-            raise SchemaError(_describe(path, text, start, statement.text, error)) from None
+            problem = _describe(path, text, start, statement.text, error)
+            raise SchemaError(f"{problem}{_advice(error, advice)}") from None
 
 
 def _describe(path: Path, text: str, start: int, statement: str, error: Any) -> str:

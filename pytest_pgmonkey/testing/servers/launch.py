@@ -54,7 +54,10 @@ def choose(options: Options) -> Choice:
 
     why = given.get("bindir") or given.get("source") or "no config given"
     try:
-        return Choice("embedded", why, find_binaries(options.bindir))
+        found = find_binaries(options.bindir, options.extensions)
+        if options.bindir is None and options.extensions and found != find_binaries():
+            why = f"has {', '.join(options.extensions)}"
+        return Choice("embedded", why, found)
     except BinariesNotFoundError as missing:
         if options.source == "embedded" or options.bindir is not None:
             raise

@@ -6,16 +6,18 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import metadata, util
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....errors import PGMonkeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Binaries", "BinariesNotFoundError", "find_all", "find_binaries"]
 
@@ -91,6 +93,18 @@ class Binaries:
             for directory in (share / "extension", *share.glob("*/extension")):
                 yield from directory.glob(f"{extension}.control")
 
+    def has_extension(self, name: str) -> bool:
+        """Whether the installation could create an extension, judged by its control file."""
+        if self.archive is not None:
+            return f"{name}.control" in self._archived
+        return any(self.control_files(name))
+
+    @cached_property
+    def _archived(self) -> set[str]:
+        assert self.archive is not None
+        with tarfile.open(self.archive) as tar:
+            return {Path(name).name for name in tar.getnames()}
+
     def extension_versions(self) -> list[str]:
         """Tell which versions of its extensions the installation would create."""
         lines = []
@@ -105,16 +119,25 @@ def run_as(uid: int | None) -> dict[str, Any]:
     return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
 
 
-def find_binaries(bindir: Path | None = None) -> Binaries:
-    """Give the first binaries of the documented order, or those that `bindir` holds."""
+def find_binaries(bindir: Path | None = None, extensions: Iterable[str] = ()) -> Binaries:
+    """Give the binaries that `bindir` holds, or the first ones that have all of the extensions.
+
+    Where none has them all it is the first of the documented order; the server will say what it
+    lacks.
+    """
     if bindir is not None and _is_bindir(bindir):
         return _installation(bindir.absolute(), str(bindir))
     if bindir is not None:
         raise BinariesNotFoundError(
             f"The directory {bindir} does not hold the programs `postgres` and `initdb`."
         )
-    for binaries in find_all():
-        return binaries
+    extensions = set(extensions)
+    found = list(find_all()) if extensions else list(islice(find_all(), 1))
+    for binaries in found:
+        if all(map(binaries.has_extension, extensions)):
+            return binaries
+    if found:
+        return found[0]
     places = "; ".join(name for name, _ in PLACES)
     raise BinariesNotFoundError(f"No PostgreSQL server binaries were found. Looked at: {places}.")
 

