@@ -302,7 +302,8 @@ def test_a_step_that_misses_an_extension_says_where_it_is(
     pytester.makepyfile("def test_it(pgmonkey): pass")
     result = run(f"--pgmonkey-schema={step}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([f"*{step}*PostgreSQL's own extensions all come with*"])
+    result.stdout.fnmatch_lines(["pgmonkey: *", "*PostgreSQL's own extensions all come with*"])
+    assert f"{step} (" in result.stdout.str() or f"{step}, line 1: " in result.stdout.str()
 
 
 def test_missing_binaries_are_named(pytester: pytest.Pytester, run: Callable[..., Any]) -> None:

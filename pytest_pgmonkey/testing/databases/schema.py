@@ -134,6 +134,10 @@ def load_schema(
                 _run_function(conn, step, advice)
 
 
+def _end(error: BaseException) -> str:
+    return "" if str(error).endswith(".") else "."
+
+
 def _advice(error: BaseException, advice: Callable[[str, str], str]) -> str:
     """Say where an extension is to be had that the server lacks, if that is what an error tells.
 
@@ -146,7 +150,7 @@ def _advice(error: BaseException, advice: Callable[[str, str], str]) -> str:
         if isinstance(cause, errors.FeatureNotSupported | errors.UndefinedFile):
             problem = cause.diag.message_primary or ""
             if found := _NO_EXTENSION.search(problem):
-                return f".{advice(found['name'] or found['file'], problem)}"
+                return f"{_end(error)}{advice(found['name'] or found['file'], problem)}"
         cause = cause.__cause__ or cause.__context__
     return ""
 
