@@ -163,12 +163,14 @@ def _rows(pgconn: PGconn, target: Target, show: Progress) -> Generator[Wait, Any
         if size > 0:
             add(data)
             continue
+        starved = not rows
         done += target.write(rows)
         show(done, None)
         rows.clear()
         if size < 0:
             break
-        yield Wait.R
+        if starved:  # Mostly more is there already, and to ask for it costs a system call.
+            yield Wait.R
         pgconn.consume_input()
     return (yield from _outcome(pgconn))
 
