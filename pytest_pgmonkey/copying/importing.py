@@ -6,10 +6,8 @@ import re
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from itertools import chain
-from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg
@@ -17,7 +15,6 @@ from psycopg import sql
 
 from ..errors import CSVError
 from .files import BLOCK, Source
-from .inference import infer_types as types_of
 from .records import (
     guard_end_marker,
     other_delimiter,
@@ -252,6 +249,8 @@ class _Importer:
         alike = [name for name in table.columns if _normal(name) == _normal(label)]
         if label not in table.columns and len(alike) != 1:
             self.refuse_doubtful(label)
+            from difflib import get_close_matches
+
             near = get_close_matches(_normal(label), table.columns, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.columns)}"
             raise self.wrong_label(number, f"table {table} has no column {label!r} ({hint})")
@@ -306,9 +305,14 @@ class _Importer:
 
     def infer(self, blocks: Iterator[bytes], columns: int) -> tuple[list[str], Iterator[bytes]]:
         """Find types in all of the data, and give the data once more."""
+        # Its patterns take time to make.
+        from .inference import infer_types as types_of
+
         if columns > 1:
             blocks = without_blank_end(blocks)
         if not self.source.repeatable:
+            from tempfile import TemporaryFile
+
             spool = self.opened.enter_context(TemporaryFile())  # noqa: SIM115
             noted = self.shown(_noted(blocks, spool))
             types = types_of(noted, columns, self.dialect)

@@ -6,8 +6,6 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ...copying.exporting import export_csv
-from ...copying.importing import import_csv
 from ...copying.settings import UsageError
 from ...copying.tables import parse_name
 from ..running import as_options, handle_of, say
@@ -27,6 +25,8 @@ _EXPORT = (*_COMMON, "query")
 
 def run_import(args: argparse.Namespace) -> int:
     """Import a file."""
+    from ...copying.importing import import_csv
+
     apply_sidecar(args, args.file)
     file = sys.stdin.buffer if args.file == "-" else args.file
     result = _copied(args, import_csv, file, args.file, _IMPORT)
@@ -36,6 +36,8 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export a table or a query."""
+    from ...copying.exporting import export_csv
+
     path = args.file or (
         _file_name(parse_name(args.table).table) if args.table is not None else "-"
     )
