@@ -412,7 +412,7 @@ class TestBadFiles:
                 "line 2, value 3 (character 5): the row has 3 values, the header names",
             ),
             ("a,b\n1,x\n\n2,y\n", "line 3, column a, value 1 (character 1): the row has 1 value"),
-            ("a,b\n1,x\n \n", "line 3, column a, value 1 (character 1): the row has 1 value"),
+            ("a,b\n1,x\n \n", "line 3, column a, value 1 (character 1): invalid input syntax"),
             ('a,b\n1,x\n2,"y\n3,z\n', "line 3, column b, value 2 (character 3): a quoted value"),
             ("a,b\n1,x\n,y\n", "line 3, column a, value 1 (character 1): null value in column"),
             ("a,b\n1,x\n2,y\n1,z\n", "line 4, column a, value 1 (character 1): duplicate key"),
