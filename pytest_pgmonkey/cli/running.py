@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from ..config import ConnectionSpec
     from ..handles import Handle
 
+# Of arguments, as errors of the functions behind commands name them.
+_NAMED = re.compile(
+    r"`(table|query|columns|delimiter|quotechar|null|encoding|create_table|infer_types)`"
+)
+_GIVEN = re.compile(r"\b([a-z_]+)=(True\b ?)?")
+
 
 class CommandError(Exception):
     """A command failed for a reason that its user can act on."""
@@ -102,13 +108,14 @@ def _secrets(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def as_options(error: CSVError) -> str:
-    """Write an error as a command does, in whose hint options have their own form."""
-    hint = re.sub(r"\b([a-z_]+)=(True\b ?)?", _option, error.hint or "")
-    return f"{error.problem}; {hint}" if hint else error.problem
+    """Write an error as a command does, in which arguments are options."""
+    problem, hint = (_NAMED.sub(_option, text or "") for text in (error.problem, error.hint))
+    hint = _GIVEN.sub(lambda found: f"{_option(found)} ", hint)
+    return f"{problem}; {hint}" if hint else problem
 
 
 def _option(found: re.Match[str]) -> str:
-    return f"--{found[1].replace('_', '-')} "
+    return f"--{found[1].replace('_', '-')}"
 
 
 # --- what a command runs in ---

@@ -76,9 +76,9 @@ def export_csv(
     dialect = make_dialect(delimiter, quotechar, null)
     named = make_columns(columns)
     if (table is None) == (query is None):
-        raise UsageError("either table or query is needed, and not both")
+        raise UsageError("either `table` or `query` is needed, and not both")
     if query is not None and named is not None:
-        raise UsageError("columns belongs to table: a query names its columns itself")
+        raise UsageError("`columns` belongs to `table`: a query names its columns itself")
     encoded = make_encoding(encoding)
     name = None if table is None else parse_name(table)
     try:
@@ -92,7 +92,7 @@ def export_csv(
                     copy = statement.format(source, header, options)
                     rows = _copy(conn, copy, target, progress or no_progress)
     except Error as error:
-        problem = f"{name or 'query'}: {error.diag.message_primary or error}"
+        problem = f"{name or '`query`'}: {error.diag.message_primary or error}"
         raise CSVError(problem) from error
     return replace(result, rows=rows)
 

@@ -172,7 +172,7 @@ class Source:
                 what = f"byte 0x{error.object[error.start]:02x} is not"
             raise CSVError(
                 f"{self.name}: line {line}: {what} {self.encoding.name}",
-                "encoding=NAME names another",
+                "`encoding` names another",
                 file=self.name,
                 line=line,
             ) from error
@@ -220,7 +220,7 @@ class Target:
             sign = error.object[error.start]
             raise CSVError(
                 f"{self._name}: {sign!r} cannot be written in {self.encoding.name}",
-                "encoding=NAME names another",
+                "`encoding` names another",
                 file=self._name,
             ) from error
         return recoded

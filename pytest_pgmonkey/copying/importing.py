@@ -95,7 +95,7 @@ def import_csv(
     dialect = make_dialect(delimiter, quotechar, null)
     named = make_columns(columns)
     if infer_types and not create_table:
-        raise UsageError("infer_types belongs to create_table")
+        raise UsageError("`infer_types` belongs to `create_table`")
     name = parse_name(table)
     plan = Plan(dialect, named, header, create_table, infer_types, lowercase, truncate)
     source = Source(file, make_encoding(encoding))
@@ -196,7 +196,7 @@ class _Importer:
         return CSVError(f"{name}: {problem}", hint, file=name, line=line)
 
     def wrong_label(self, number: int, problem: str, hint: str | None = None) -> CSVError:
-        where = "header" if self.plan.columns is None else "columns"
+        where = "header" if self.plan.columns is None else "`columns`"
         return self.wrong(f"{where}, value {number}: {problem}", hint)
 
     def labels(self, head: Head) -> list[str]:
@@ -213,7 +213,7 @@ class _Importer:
         named = self.plan.columns
         if named is not None and len(named) != values:
             found = "1 value" if values == 1 else f"{values} values"
-            problem = f"line {line} has {found}, columns names {len(named)}"
+            problem = f"line {line} has {found}, `columns` names {len(named)}"
             raise self.wrong(problem, hint, line)
         if values > _MOST_COLUMNS:
             problem = f"has {values} columns, and a table of PostgreSQL at most {_MOST_COLUMNS}"
@@ -231,7 +231,7 @@ class _Importer:
             name = value.decode(encoding.data_codec)
         except UnicodeDecodeError:
             problem = f"is not {encoding.name}"
-            raise self.wrong_label(number, problem, "encoding=NAME names another") from None
+            raise self.wrong_label(number, problem, "`encoding` names another") from None
         if not name.strip():
             raise self.wrong_label(number, "has no name")
         return name

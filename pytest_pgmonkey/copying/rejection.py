@@ -121,7 +121,7 @@ def _what(error: psycopg.Error, import_: Import, record: Record | None) -> tuple
     text = ": ".join(filter(None, parts))
     if isinstance(error, errors.CharacterNotInRepertoire | errors.UntranslatableCharacter):
         text += f" (read as {import_.source.encoding.name})"
-        hint = "encoding=NAME names another"
+        hint = "`encoding` names another"
     return text, hint
 
 

@@ -75,12 +75,12 @@ def make_dialect(delimiter: str, quotechar: str, null: str) -> Dialect:
         try:
             signs[name] = as_sign(value)
         except ValueError as error:
-            raise UsageError(f"{name} {error}") from None
+            raise UsageError(f"`{name}` {error}") from None
     if signs["delimiter"] == signs["quotechar"]:
-        raise UsageError("delimiter and quotechar must differ")
+        raise UsageError("`delimiter` and `quotechar` must differ")
     if set(null) & {*signs.values(), "\r", "\n"}:
         raise UsageError(
-            "null must hold neither the delimiter nor the quote character nor a line end"
+            "`null` must hold neither the delimiter nor the quote character nor a line end"
         )
     return Dialect(**signs, null=null)
 
@@ -100,11 +100,11 @@ def make_columns(names: Sequence[str] | None) -> list[str] | None:
     if names is None:
         return None
     if isinstance(names, str) or not names:
-        raise UsageError("columns must be a list of names")
+        raise UsageError("`columns` must be a list of names")
     try:
         refuse_doubles(list(names))
     except ValueError as error:
-        raise UsageError(f"columns: {error}") from None
+        raise UsageError(f"`columns`: {error}") from None
     return list(names)
 
 

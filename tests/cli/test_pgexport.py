@@ -123,7 +123,7 @@ class TestContents:
 
         error = pgmonkey("pgexport", "--query", query, "--connconfig", config_path).error
 
-        assert error == "query: cannot execute INSERT in a read-only transaction"
+        assert error == "--query: cannot execute INSERT in a read-only transaction"
 
     def test_dates_can_be_read_again(self, make_config, conn, pgmonkey, pg_server, database):
         """Dates are ISO whatever the server's style, unless the configuration says otherwise."""
@@ -173,7 +173,7 @@ class TestFiles:
         query = "SELECT 1 / (100000 - i) AS a FROM generate_series(1, 100001) AS i"
         arguments = ["--query", query, "--connconfig", config_path, "--export_file", path]
 
-        assert pgmonkey("pgexport", *arguments).error == "query: division by zero"
+        assert pgmonkey("pgexport", *arguments).error == "--query: division by zero"
         assert path.read_text() == "old"
         assert [each.name for each in tmp_path.iterdir() if "o.csv" in each.name] == ["o.csv"]
 
@@ -306,4 +306,4 @@ class TestWrongUsage:
         """A query that is wrong is the server's line."""
         error = pgmonkey("pgexport", "--query", "SELEKT", "--connconfig", config_path).error
 
-        assert error == 'query: syntax error at or near "SELEKT"'
+        assert error == '--query: syntax error at or near "SELEKT"'

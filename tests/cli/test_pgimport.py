@@ -86,7 +86,7 @@ class TestColumns:
 
         error = load("t", "p,q\n1,2\n", "--columns", "a").error
 
-        assert error.endswith("line 1 has 2 values, columns names 1")
+        assert error.endswith("line 1 has 2 values, --columns names 1")
 
     def test_identity(self, load, conn):
         """Values of an identity column are taken; where there are none it counts by itself."""
@@ -236,7 +236,7 @@ class TestTypes:
         result = load("t", "a\n1\n", "--infer-types")
 
         assert (result.status, result.out) == (2, "")
-        assert "infer_types belongs to create_table" in result.err
+        assert "--infer-types belongs to --create-table" in result.err
 
 
 class TestFormats:
@@ -419,7 +419,7 @@ class TestBadFiles:
             ("a,b\n1,x\n2,bad\n", "line 3, column b, value 2 (character 3): new row for relation"),
             (b"a,b\n1,x\n2,\xe4\n", "line 3, column b, value 2 (character 3): invalid byte"),
             (b"a,b\n1,x\n2,\0\n", "line 3, column b, value 2 (character 3): invalid byte"),
-            (b"a,\xe4\n1,x\n", "header, value 2: is not utf-8; --encoding NAME names another"),
+            (b"a,\xe4\n1,x\n", "header, value 2: is not utf-8; --encoding names another"),
             ("", "is empty"),
             ("\n\n", "is empty"),
         ],

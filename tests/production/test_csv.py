@@ -187,15 +187,15 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("function", "arguments", "error"),
         [
-            (import_csv, {"delimiter": ",,"}, "delimiter must be one ASCII character"),
-            (import_csv, {"delimiter": '"'}, "delimiter and quotechar must differ"),
-            (import_csv, {"null": ","}, "null must hold neither"),
-            (import_csv, {"infer_types": True}, "infer_types belongs to create_table"),
-            (import_csv, {"columns": "ab"}, "columns must be a list of names"),
-            (import_csv, {"columns": ["a", "a"]}, "columns: 'a' is named twice"),
-            (export_csv, {"query": "SELECT 1"}, "either table or query"),
-            (export_csv, {"table": None}, "either table or query"),
-            (export_csv, {"table": None, "query": "SELECT 1", "columns": ["a"]}, "columns belongs"),
+            (import_csv, {"delimiter": ",,"}, "`delimiter` must be one ASCII character"),
+            (import_csv, {"delimiter": '"'}, "`delimiter` and `quotechar` must differ"),
+            (import_csv, {"null": ","}, "`null` must hold neither"),
+            (import_csv, {"infer_types": True}, "`infer_types` belongs to `create_table`"),
+            (import_csv, {"columns": "ab"}, "`columns` must be a list of names"),
+            (import_csv, {"columns": ["a", "a"]}, "`columns`: 'a' is named twice"),
+            (export_csv, {"query": "SELECT 1"}, "either `table` or `query`"),
+            (export_csv, {"table": None}, "either `table` or `query`"),
+            (export_csv, {"table": None, "query": "SELECT 1", "columns": ["a"]}, "`columns` belongs"),
         ],
     )
     def test_wrong(self, handle, function, arguments, error):
