@@ -195,7 +195,11 @@ class TestArguments:
             (import_csv, {"columns": ["a", "a"]}, "`columns`: 'a' is named twice"),
             (export_csv, {"query": "SELECT 1"}, "either `table` or `query`"),
             (export_csv, {"table": None}, "either `table` or `query`"),
-            (export_csv, {"table": None, "query": "SELECT 1", "columns": ["a"]}, "`columns` belongs"),
+            (
+                export_csv,
+                {"table": None, "query": "SELECT 1", "columns": ["a"]},
+                "`columns` belongs",
+            ),
         ],
     )
     def test_wrong(self, handle, function, arguments, error):

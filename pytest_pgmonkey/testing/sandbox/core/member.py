@@ -302,6 +302,8 @@ class Member:
         self.task = current_task()
 
     def _be_busy(self) -> None:
+        if self.busy:
+            return  # what was decided meanwhile must hold: a standstill waits for the end of it
         self.busy = True
         # Whoever looks from outside has asked whether anybody is busy, after they said so here.
         while (look := self.backend.look) is not None and not look.is_ours:
