@@ -145,6 +145,7 @@ SECRETS = """
             )
         pgmonkey.execute("UPDATE account SET password = $$hunter3$$ WHERE id = 12345")
         pgmonkey.execute("SELECT %s::text", ["shown"])
+        pgmonkey.execute("SELECT %s::text", ["postgresql://u:hunter2@db/app"])
         assert 0
 """
 
@@ -158,9 +159,10 @@ def test_secrets_are_hidden(pytester: pytest.Pytester, run: Run) -> None:
         "! 22P02",
         "#4 test_it.py:14  UPDATE account SET password = … WHERE id = …  0",
         "#5 test_it.py:15  SELECT %s::text  ['shown']  1",
+        "#6 test_it.py:16  SELECT %s::text  ['postgresql://u:***REDACTED***@db/app']  1",
     ]
     (lines,) = timelines(run("--tb=short", "--pgmonkey-timeline-params=false"))
-    assert lines[-1] == "#5 test_it.py:15  SELECT %s::text  1"
+    assert lines[-1] == "#6 test_it.py:16  SELECT %s::text  1"
 
 
 def test_nothing_in_it_can_command_a_terminal(pytester: pytest.Pytester, run: Run) -> None:

@@ -7,7 +7,7 @@ import re
 import reprlib
 from typing import TYPE_CHECKING, Any, Final
 
-from ...secrets import SENSITIVE_PARTS
+from ...secrets import SENSITIVE_PARTS, redact_text
 from ..sql.lexer import Verb
 from .lines import Role, cut, cut_line, plain, visible
 
@@ -39,6 +39,7 @@ _TAG_NUMBER: Final = re.compile(rb"(\d+)\0?$")
 _WIDEST_PLACE: Final = 28
 _LEAST_SQL: Final = 24
 _LONGEST_VALUE: Final = 40
+_LONGEST_TEXT: Final = 100_000
 _LONGEST_ERROR: Final = 500
 _TITLES: Final = ("at ms", "took", "connection, place", "rows")
 _STATEMENT: Final = "statement"
@@ -114,7 +115,7 @@ class Run:
     def error(self) -> str:
         """What the last one failed with; without its words where they may quote a secret."""
         hides = is_sensitive(self.last.statement.text)
-        return self.last.error.partition(":")[0] if hides else self.last.error
+        return self.last.error.partition(":")[0] if hides else redact_text(self.last.error)
 
     def values(self, longest: int) -> str:
         """Give the parameters of the first one, each cut to a length; empty where it has none."""
@@ -229,12 +230,22 @@ def shown_sql(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Give a statement as it was written, without its literals where they may be secret."""
-    return _LITERAL.sub(_HIDDEN, text) if is_sensitive(text) else text
+    """Give a statement as it was written, without its literals where they may be secret.
+
+    Of one that is enormous the beginning is enough.
+    """
+    if is_sensitive(text):
+        return _LITERAL.sub(_HIDDEN, text)
+    return redact_text(text[:_LONGEST_TEXT])
+
+
+class _Shortener(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(redact_text(x), level)
 
 
 def _values(params: Any, longest: int) -> str:
-    shortener = reprlib.Repr()
+    shortener = _Shortener()
     shortener.maxstring = shortener.maxother = longest
     try:
         return shortener.repr(params)
