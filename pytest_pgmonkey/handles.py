@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from psycopg.pq import TransactionStatus
@@ -38,7 +38,6 @@ from .connecting import (
     forget_in_child,
     leave_to_parent,
 )
-from .connection_type import ConnectionType
 from .errors import HandleClosedError, PGMonkeyError, SandboxError
 from .secrets import redact_config
 
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 
     from .config import ConnectionSpec
     from .connecting import Hook
+    from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
 
 INTRANS = TransactionStatus.INTRANS
@@ -283,11 +283,11 @@ class Handle(_BaseHandle):
     Any number of threads may have blocks open at the same time, each on a connection of its own.
     """
 
-    _kind: ClassVar[type[DirectSource | PoolSource]] = DirectSource
     _source: DirectSource | PoolSource | None
 
     def _reset_sources(self) -> None:
-        self._source = self._kind(self._connector)
+        source = PoolSource if self.spec.type.is_pool else DirectSource
+        self._source = source(self._connector)
 
     def __enter__(self) -> Connection[Any]:
         source, conn = self._borrow(None)
@@ -319,7 +319,10 @@ class Handle(_BaseHandle):
     @property
     def pool(self) -> ConnectionPool[Any] | None:
         """The psycopg_pool pool; `None` for the type without one."""
-        return None
+        if not self.spec.type.is_pool:
+            return None
+        source: Any = sources.lent_to(self) or self._source or self._forward()
+        return source.pool  # type: ignore[no-any-return]
 
     def test_connection(self) -> ServerFacts:
         """Ask the server for facts about it; raises where it cannot be reached."""
@@ -394,16 +397,16 @@ class Handle(_BaseHandle):
             source.putconn(conn)
 
 
-class PoolHandle(Handle):
-    """A `Handle` whose connections are those of a pool."""
+if TYPE_CHECKING:
 
-    _kind = PoolSource
+    class PoolHandle(Handle):
+        """A `Handle` of type `pool`."""
 
-    @property
-    def pool(self) -> ConnectionPool[Any]:
-        """The psycopg_pool pool."""
-        source: Any = sources.lent_to(self) or self._source or self._forward()
-        return source.pool  # type: ignore[no-any-return]
+        @property
+        def pool(self) -> ConnectionPool[Any]: ...
+
+else:
+    PoolHandle = Handle
 
 
 class Lease(_BaseLease):
@@ -429,7 +432,6 @@ class AsyncHandle(_BaseHandle):
     each event loop it has a source of its own.
     """
 
-    _kind: ClassVar[type[AsyncDirectSource | AsyncPoolSource]] = AsyncDirectSource
     _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
 
     def _reset_sources(self) -> None:
@@ -479,8 +481,27 @@ class AsyncHandle(_BaseHandle):
 
     @property
     def pool(self) -> AsyncConnectionPool[Any] | None:
-        """The psycopg_pool pool of the running loop; `None` for the type without one."""
-        return None
+        """The psycopg_pool pool of the running loop; outside of one, that of its only loop.
+
+        `None` for the type without one. Raises PGMonkeyError outside of a loop where there is no
+        pool, or more than one.
+        """
+        if not self.spec.type.is_pool:
+            return None
+        lent = sources.lent_to_async(self)
+        if lent is not None:
+            return lent.pool
+        if self._is_retired:
+            return self._forward().pool  # type: ignore[no-any-return]
+        loop = events._get_running_loop()
+        if loop is not None:
+            return self._source_in(loop).pool
+        pools = [source.pool for source in self._sources.values() if source.pool is not None]
+        if len(pools) != 1:
+            raise PGMonkeyError(
+                f"{self!r} has {len(pools)} pools, one for each event loop: ask in the loop"
+            )
+        return pools[0]
 
     async def test_connection(self) -> ServerFacts:
         """Ask the server for facts about it; raises where it cannot be reached."""
@@ -549,7 +570,8 @@ class AsyncHandle(_BaseHandle):
                 for ended in [ended for ended in self._sources if ended.is_closed()]:
                     self._sources.pop(ended).close_soon()
                 forget = partial(_loop_ended, ref(self), ref(loop))
-                source = self._sources[loop] = self._kind(self._connector, forget)
+                kind = AsyncPoolSource if self.spec.type.is_pool else AsyncDirectSource
+                source = self._sources[loop] = kind(self._connector, forget)
         return source
 
     async def _borrow(self, timeout: float | None) -> tuple[AsyncSource, AsyncConnection[Any]]:
@@ -581,31 +603,16 @@ class AsyncHandle(_BaseHandle):
             await source.putconn(conn)
 
 
-class AsyncPoolHandle(AsyncHandle):
-    """An `AsyncHandle` whose connections are those of a pool, one pool for each event loop."""
+if TYPE_CHECKING:
 
-    _kind = AsyncPoolSource
+    class AsyncPoolHandle(AsyncHandle):
+        """An `AsyncHandle` of type `async_pool`."""
 
-    @property
-    def pool(self) -> AsyncConnectionPool[Any]:
-        """The psycopg_pool pool of the running loop; outside of one, that of its only loop.
+        @property
+        def pool(self) -> AsyncConnectionPool[Any]: ...
 
-        Raises PGMonkeyError outside of a loop where there is none, or more than one.
-        """
-        lent = sources.lent_to_async(self)
-        if lent is not None:
-            return lent.pool  # type: ignore[return-value]
-        if self._is_retired:
-            return self._forward().pool  # type: ignore[no-any-return]
-        loop = events._get_running_loop()
-        if loop is not None:
-            return self._source_in(loop).pool  # type: ignore[return-value]
-        pools = [source.pool for source in self._sources.values() if source.pool is not None]
-        if len(pools) != 1:
-            raise PGMonkeyError(
-                f"{self!r} has {len(pools)} pools, one for each event loop: ask in the loop"
-            )
-        return pools[0]
+else:
+    AsyncPoolHandle = AsyncHandle
 
 
 class AsyncLease(_BaseLease):
@@ -696,12 +703,5 @@ def make_handle(
     connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
     """Make the handle of a configuration's type; nothing is connected yet."""
-    return _KINDS[spec.type](spec, hook, manager, connector)
-
-
-_KINDS: Final[Mapping[ConnectionType, type[Handle | AsyncHandle]]] = {
-    ConnectionType.NORMAL: Handle,
-    ConnectionType.POOL: PoolHandle,
-    ConnectionType.ASYNC: AsyncHandle,
-    ConnectionType.ASYNC_POOL: AsyncPoolHandle,
-}
+    kind = AsyncHandle if spec.type.is_async else Handle
+    return kind(spec, hook, manager, connector)

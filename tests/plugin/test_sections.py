@@ -109,7 +109,7 @@ def test_sections_are_in_the_xml(
         ("test_without", ["failure"], []),
     ]
     told = [sections.get(STATEMENTS, "") for _, _, sections in found]
-    assert "SELECT 'a#x07#x1B<b>'" in told[0]
+    assert "SELECT 'a\\x07\\x1b<b>'" in told[0]
     assert "SELECT 'set-up'" in told[1]
     assert re.search(r"'call'.*'teardown'", told[2], re.DOTALL)
     assert "'call'" in told[3]
@@ -143,7 +143,7 @@ def test_a_run_without_a_terminal(
     pytester.makepyfile(test_it=SUITE)
     run("-p", "no:terminal", "--junitxml=it.xml", "-k", "call", *distributed)
     ((_, _, sections),) = cases_in(pytester.path / "it.xml")
-    assert "SELECT 'a#x07" in sections[STATEMENTS]
+    assert "SELECT 'a\\x07" in sections[STATEMENTS]
 
 
 # Colours
