@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SLOW = "SELECT pg_sleep(.05), %s"
 
 
-#: What the collector calls: nobody would get an error from there.
-SWALLOWING = {"__del__", "_remove", "remove", "unraisable_hook"}
+#: What the collector calls, the last one being of hypothesis: nobody would get an error from there.
+SWALLOWING = {"__del__", "_remove", "remove", "unraisable_hook", "gc_callback"}
 
 
 class AlarmError(BaseException):
