@@ -130,7 +130,7 @@ class RollbackIsolation:
     ) -> WiderSession:
         """Let a client's transaction be a scope, whose work the tests see until it ends."""
         with self._holding():
-            if restarts and not self._has_scopes:
+            if restarts and not self.is_shared:
                 self._sequences.bring_back()
             self._sandbox.make_room()
             session = make(self._sandbox)
@@ -215,7 +215,7 @@ class RollbackIsolation:
 
     def note_sequences(self) -> None:
         """Take where sequences stand for where tests are to find them, if that is not known."""
-        if not self._sequences.are_known and not self._has_scopes:
+        if not self._sequences.are_known and not self.is_shared:
             self.check_server()
             with self._clean_after_errors():
                 self._sequences.note()
@@ -226,19 +226,15 @@ class RollbackIsolation:
 
     def put_sequences_back(self) -> None:
         """Have them stand there for who comes from outside, as far as nobody works in a scope."""
-        if self._sequences.are_known and not self._has_scopes:
+        if self._sequences.are_known and not self.is_shared:
             with self._clean_after_errors():
                 self._sequences.bring_back()
 
     def _restart_for(self, inside: object) -> None:
-        if self._has_scopes:
+        if self.is_shared:
             self._sequences.enter(inside)
         else:
             self._sequences.bring_back()
-
-    @property
-    def _has_scopes(self) -> bool:
-        return bool(self._shared or self._wider)
 
     def check_server(self) -> None:
         """Raise KitError where the server has ended; the first one shows the server's log."""
