@@ -686,6 +686,17 @@ def test_psycopg_two_connections(world):
 
 
 @twin
+def test_psycopg_rolls_back_beside_another(world):
+    """The DEALLOCATE ALL that it sends after a ROLLBACK makes nobody wait."""
+    first, second = (world.connect() for _ in range(2))
+    world.run(first, "SELECT count(*) FROM t")
+    world.run(second, "ROLLBACK AND CHAIN", prepare=True)
+    first.rollback()
+    world.run(first, "INSERT INTO t VALUES (1, 'first')")
+    first.commit()
+
+
+@twin
 def test_psycopg_closes_in_the_middle(world):
     """What a client leaves open is rolled back with its end."""
     conn = world.connect()

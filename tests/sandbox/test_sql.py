@@ -479,6 +479,17 @@ async def test_temporary_tables(w: World) -> None:
         await w.rows(conn, "made")
         await w.do(conn.rollback)
         await w.run(conn, 'DROP TABLE "Empty"')
+        await w.do(conn.commit)
+        await w.run(conn, "CREATE TEMP TABLE gone (n int) ON COMMIT DROP")
+        await w.do(conn.rollback)
+        await w.run(conn, "CREATE TEMP TABLE gone (n int)")
+        await w.do(conn.commit)
+        await w.rows(conn, "gone")
+        await w.run(conn, "CREATE TEMP TABLE again (n int) ON COMMIT DROP")
+        await w.run(conn, "DROP TABLE again")
+        await w.run(conn, "CREATE TEMP TABLE again (n int) ON COMMIT DROP")
+        await w.do(conn.commit)
+        await w.rows(conn, "again")
 
 
 @twin

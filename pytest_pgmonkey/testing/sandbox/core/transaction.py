@@ -46,6 +46,7 @@ class VirtualTransaction:
 
     __slots__ = (
         "_guarded",
+        "_kept_temporary",
         "_local",
         "_uses_cursors",
         "backend",
@@ -79,8 +80,10 @@ class VirtualTransaction:
         """In the transaction of one autocommit statement, or of a pipeline up to its sync."""
         self.in_pipeline = False
         """Between two syncs of a pipeline: our own commands would not be answered."""
-        self.temporary: list[tuple[str, str]] = []
+        self.temporary: dict[str, str] = {}
         """Temporary tables with what a commit does to them."""
+        self._kept_temporary: dict[str, str] = {}
+        """Those of transactions before."""
         self.held_cursors: set[str] = set()
         """Names of cursors WITH HOLD that may still be open."""
         self.leftovers = Leftovers()
@@ -136,13 +139,14 @@ class VirtualTransaction:
     def note(self, part: Statement) -> None:
         """Take note of a statement that is about to run, and of whether it can have written."""
         self.current = part.text
+        if part.verb is Verb.QUERY and part.read_only:
+            return
+        self.leftovers.note(part)
+        if part.verb is Verb.DEALLOCATE:
+            return  # psycopg sends one after each rollback: it keeps nobody waiting
+        self.surely_reads = False
         if part.verb is not Verb.QUERY:
             self.writes = True
-            self.surely_reads = False
-            self.leftovers.note(part)
-        elif not part.read_only:
-            self.surely_reads = False
-            self.leftovers.note(part)
 
     def before(self, part: Statement, params: Any) -> Steps:
         """Take note of a statement, and do what must be done before it."""
@@ -157,7 +161,8 @@ class VirtualTransaction:
         if verb is Verb.DDL:
             backend.note_ddl()
             if part.temporary:
-                self.temporary.append(part.temporary)
+                name, action = part.temporary
+                self.temporary[name] = action
         elif verb is Verb.DECLARE:
             self._uses_cursors = True
             if part.holds:
@@ -390,9 +395,9 @@ class VirtualTransaction:
             self.post_rollback()
 
     def post_rollback(self) -> None:
-        backend = self.backend
         if not self.suspended:
-            backend.post_undo()
+            self.backend.post_undo()
+        self.temporary = dict(self._kept_temporary)
         self.close()
 
     def close(self) -> None:
@@ -460,13 +465,16 @@ class VirtualTransaction:
 
     def _clear_temporary(self) -> Steps:
         """Carry out ON COMMIT; a table may be gone, or never have come to be."""
-        columns = [f"to_regclass($$pg_temp.{name}$$)" for name, _ in self.temporary]
+        columns = [f"to_regclass($$pg_temp.{name}$$)" for name in self.temporary]
         query = f"SELECT {', '.join(columns)}"
         (result,) = yield from self.backend.run(query.encode())
-        found = [
-            table for i, table in enumerate(self.temporary) if result.get_value(0, i) is not None
-        ]
-        for name, action in found:
+        found = {
+            name: action
+            for i, (name, action) in enumerate(self.temporary.items())
+            if result.get_value(0, i) is not None
+        }
+        for name, action in found.items():
             verb = "DROP TABLE" if action == "DROP" else "TRUNCATE"
             yield from self.backend.run(f"{verb} pg_temp.{name}".encode())
-        self.temporary = [table for table in found if table[1] != "DROP"]
+        self.temporary = {name: action for name, action in found.items() if action != "DROP"}
+        self._kept_temporary = dict(self.temporary)
