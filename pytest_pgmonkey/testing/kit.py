@@ -31,7 +31,7 @@ from .options import is_function, refuse_existing
 from .prepared import Database, Preparation
 from .record.record import Record
 from .rollback import RollbackIsolation
-from .sandbox.psycopg_door.internals import call_of
+from .sandbox.psycopg_door.internals import arguments
 from .servers.launch import start_server
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Kit:
         self._keeping: Keeping | None = None
         self._gateway: Gateway | None = None
         self._depth = 0
-        self.record = Record(call_of)
+        self.record = Record(arguments)
         self.may_clone = False
         """Whether the test that began last is in rollback isolation and could be in a clone."""
         self.may_move = False

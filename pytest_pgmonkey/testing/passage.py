@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from .sql.lexer import Statement
 
     Steps = Generator[Any, Any, Any]
+
+
+# What a frame's `f_locals` is: a dictionary, or a proxy from Python 3.13.
+ARGUMENTS: Final = frozenset({dict, type((lambda: sys._getframe().f_locals)())})
 
 
 class Recorder(Protocol):
@@ -34,7 +39,7 @@ def passing(
 
     `operation` is what the application called, as its door knows it. For psycopg it is the
     generator of the call, from which `psycopg_door.internals` reads the cursor and the parameters
-    as long as it has not run.
+    as long as it has not run; or its arguments by name, where these have been read already.
 
     `run` ends with the statement, or raises its error: a generator around it would see both. The
     rows are then the cursor's, except in a script of rollback isolation, where `run` gives the

@@ -10,13 +10,14 @@ from collections import deque
 from itertools import count
 from time import perf_counter
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ..passage import ARGUMENTS
 from ..sandbox.core.places import Peer, user_code
 from ..sql.lexer import Verb, statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from types import CodeType
 
     from ..sql.lexer import Statement
@@ -33,57 +34,56 @@ _DRIVERS_OWN: Final = re.compile(
     r"|WITH\s+RECURSIVE\s+typeinfo_tree\b|SELECT\b.*\bFROM\s+(pg_catalog\.)?pg_type\b)",
     re.IGNORECASE | re.DOTALL,
 )
+# A list costs a third of an object; its last element is set when the statement ends.
+_Noted = list[Any]
+_END: Final = -1
 _ENDS: Final = {word: statements(word)[0] for word in ("COMMIT", "ROLLBACK")}
 
 
-class Entry:
-    """One statement, or the end of a transaction by a driver's method.
+class Entry(NamedTuple):
+    """One statement, or the end of a transaction by a driver's method."""
 
-    `number` tells how many came before it in the test, and it; `connection` is numbered as they
-    came.
-    """
+    number: int
+    """How many there are in the test up to it."""
+    statement: Statement
+    connection: int
+    """Connections are numbered as they came."""
+    client: Peer | None
+    """Where it came from, if through the gateway; else from an instruction of this code."""
+    code: CodeType | None
+    instruction: int
+    params: Any
+    began: float
+    took: float
+    in_block: bool
+    """Whether a transaction of the application's own was open after it."""
+    rows: Any
+    """Their number, or the status tag that has it."""
+    error: str
 
-    __slots__ = (
-        "began",
-        "client",
-        "code",
-        "connection",
-        "error",
-        "in_block",
-        "instruction",
-        "number",
-        "params",
-        "rows",
-        "statement",
-        "took",
-    )
-
-    def __init__(self, number: int, statement: Statement, connection: int) -> None:
-        self.number = number
-        self.statement = statement
-        self.connection = connection
-        self.client: Peer | None = None
-        """Where it came from, if through the gateway; else from an instruction of this code."""
-        self.code: CodeType | None = None
-        self.instruction = -1
-        self.params: Any = None
-        self.rows: Any = None
-        """Their number, or the status tag that has it."""
-        self.error = ""
-        self.in_block = False
-        """Whether a transaction of the application's own was open after it."""
-        self.took = 0.0
-        self.began = perf_counter()
+    @classmethod
+    def of(cls, noted: _Noted) -> Entry:
+        number, statement, connection, origin, params, began, end = noted
+        client, code, instruction = None, None, -1
+        if isinstance(origin, Peer):
+            client = origin
+        else:
+            code, instruction = origin
+        ended, in_block, rows, error = end or (began, False, None, "")
+        return cls(
+            number, statement, connection, client, code, instruction, params, began, ended - began,
+            in_block, rows, error,
+        )  # fmt: skip
 
 
 class Record:
     """Notes what passes while a test runs.
 
-    `read` gives the connection, the cursor and the parameters of a call of psycopg's.
+    `arguments` gives those of a call of psycopg's that has not begun.
     """
 
-    def __init__(self, read: Callable[[Any], tuple[Any, Any, Any]]) -> None:
-        self._read: Final = read
+    def __init__(self, arguments: Callable[[Any], Mapping[str, Any]]) -> None:
+        self._arguments: Final = arguments
         self._is_on = False
         self._counts: dict[str, bool] = {}
         self._test: object = None
@@ -105,16 +105,17 @@ class Record:
 
     def forget(self) -> None:
         """Let go of all statements, and of their parameters."""
-        self._entries: deque[Entry] = deque(maxlen=_MOST)
+        self._noted: deque[_Noted] = deque(maxlen=_MOST)
         self._counts.clear()
-        # Threads add to both; their length is right all the same.
-        self._all: list[None] = []
+        # Threads count, too: neither loses one.
+        self._numbers = count(1)
         self._counted: list[None] = []
 
     @property
     def number(self) -> int:
         """How many statements the test has run, ends of transactions by methods included."""
-        return len(self._all)
+        noted = self._noted
+        return noted[-1][0] if noted else 0
 
     @property
     def counted(self) -> int:
@@ -123,7 +124,7 @@ class Record:
 
     def since(self, number: int) -> Iterator[Entry]:
         """Give what is known of the statements that came after so many."""
-        return (entry for entry in list(self._entries) if entry.number > number)
+        return (Entry.of(noted) for noted in list(self._noted) if noted[0] > number)
 
     # What passes: each statement pays for these lines
 
@@ -131,51 +132,50 @@ class Record:
         """Note a statement that is about to run; gives the generator that runs it."""
         if not self._is_on:
             return run
-        if type(operation) is not GeneratorType:
-            entry = self._add(statement, operation)
-            entry.client = operation.origin
-            return self._watched(entry, operation, None, run)
-        source, cursor, params = self._read(operation)
-        entry = self._add(statement, source)
-        entry.params = params
-        entry.code, entry.instruction = user_code(6)
-        return self._watched(entry, source, cursor, run)
+        kind = type(operation)
+        if kind is GeneratorType:
+            operation = self._arguments(operation)
+        elif kind not in ARGUMENTS:
+            noted = self._note(statement, operation, operation.origin, None)
+            return self._watched(noted, operation, None, run)
+        cursor = operation["self"]
+        source = cursor.connection
+        noted = self._note(statement, source, user_code(5), operation.get("params"))
+        return self._watched(noted, source, cursor, run)
 
     def note_end(self, source: Any, word: str) -> None:
         """Note that a connection's method has ended its transaction: COMMIT or ROLLBACK."""
         if self._is_on:
-            entry = self._add(_ENDS[word], source)
-            entry.code, entry.instruction = user_code(3)
+            noted = self._note(_ENDS[word], source, user_code(3), None)
+            noted[_END] = perf_counter(), False, None, ""
 
-    def _add(self, statement: Statement, source: Any) -> Entry:
+    def _note(self, statement: Statement, source: Any, origin: Any, params: Any) -> _Noted:
         counts = self._counts.get(statement.text)
         if counts is None:
             counts = self._counts[statement.text] = is_counted(statement)
         if counts:
             self._counted.append(None)
-        self._all.append(None)
         known: tuple[object, int] | None = getattr(source, "pgmonkey_record", None)
         if known is None or known[0] is not self._test:
             known = source.pgmonkey_record = self._test, next(self._connections)
-        entry = Entry(len(self._all), statement, known[1])
-        self._entries.append(entry)
-        return entry
+        noted = [next(self._numbers), statement, known[1], origin, params, perf_counter(), None]
+        self._noted.append(noted)
+        return noted
 
     @staticmethod
-    def _watched(entry: Entry, source: Any, cursor: Any, run: Steps) -> Steps:
+    def _watched(noted: _Noted, source: Any, cursor: Any, run: Steps) -> Steps:
         """Run a statement of a cursor, or of a client where there is none, and note its end."""
         try:
             results = yield from run
         except BaseException as error:
-            entry.error = _shown(error)
+            noted[_END] = perf_counter(), source.in_block, None, _shown(error)
             raise
-        finally:
-            entry.took = perf_counter() - entry.began
-            entry.in_block = source.in_block
+        ended = perf_counter()
         if results and cursor is not None:
-            entry.rows = results[-1].ntuples
+            rows = results[-1].ntuples
         else:
-            entry.rows = source.tag if cursor is None else cursor.rowcount
+            rows = source.tag if cursor is None else cursor.rowcount
+        noted[_END] = ended, source.in_block, rows, ""
         return results
 
 

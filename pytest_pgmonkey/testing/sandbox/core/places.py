@@ -50,7 +50,7 @@ class Left(NamedTuple):
 
 def caller() -> Place:
     """Give the innermost line that belongs neither to the kit nor to psycopg."""
-    frame = _user_frame(2)
+    frame = _outwards(sys._getframe(2))
     return Place(frame.f_code.co_filename, frame.f_lineno)
 
 
@@ -59,12 +59,16 @@ def user_code(depth: int) -> tuple[CodeType, int]:
 
     `depth` is the number of callers that are the kit's for sure.
     """
-    frame = _user_frame(depth + 1)
-    return frame.f_code, frame.f_lasti
+    frame = sys._getframe(depth + 1)
+    code = frame.f_code
+    if _passed_over.get(code.co_filename) is not False:
+        frame = _outwards(frame)
+        code = frame.f_code
+    return code, frame.f_lasti
 
 
-def _user_frame(depth: int) -> FrameType:
-    frame = sys._getframe(depth)
+def _outwards(frame: FrameType) -> FrameType:
+    """Give the innermost caller that belongs to the user."""
     while (passed := _passed_over.get(frame.f_code.co_filename)) is not False:
         if passed is None:
             _judge(frame)

@@ -135,7 +135,7 @@ class _Sandboxed(BaseConnection[Any]):
     @property
     def in_block(self) -> bool:
         """Whether a transaction of the application's own is open."""
-        return self._member.open
+        return self._member.transaction.open
 
     # psycopg looks at the real session, in which there is always a transaction.
 

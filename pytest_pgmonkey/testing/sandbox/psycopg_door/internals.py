@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import AsyncConnection, Connection, pq
 
+from ...passage import ARGUMENTS
 from ..core.driver import unsupported
 
 try:
@@ -168,7 +169,12 @@ def register_control(function: Any) -> None:
 
 
 def read_operation(gen: Any) -> tuple[str, Any, Any]:
-    """Give an operation's kind, its SQL (or `None`) and its cursor or connection."""
+    """Give an operation's kind, its SQL (or `None`) and its cursor or connection.
+
+    `gen` may be the arguments of a statement instead, where they have been read already.
+    """
+    if type(gen) in ARGUMENTS:
+        return STATEMENT, gen["query"], gen["self"]
     kind, variable = _CODES.get(id(getattr(gen, "gi_code", None)), (OTHER, ""))
     if not variable:
         return kind, None, None
@@ -176,16 +182,15 @@ def read_operation(gen: Any) -> tuple[str, Any, Any]:
     return kind, names[variable], names["self"]
 
 
-def call_of(gen: Any) -> tuple[Any, Any, Any]:
-    """Give the connection, the cursor and the parameters of an operation that has not begun."""
-    names = gen.gi_frame.f_locals
-    cursor = names["self"]
-    return cursor.connection, cursor, names.get("params")
+def arguments(gen: Any) -> Any:
+    """Give the arguments of an operation that has not begun, by their names."""
+    return gen.gi_frame.f_locals
 
 
-def parameters(gen: Any) -> Any:
-    """Give the parameters of an operation that has not begun."""
-    return gen.gi_frame.f_locals.get("params")
+def parameters(operation: Any) -> Any:
+    """Give the parameters of an operation that has not begun, or those among its arguments."""
+    names = operation if type(operation) in ARGUMENTS else arguments(operation)
+    return names.get("params")
 
 
 def query_text(sql: Any, conn: Any) -> str:

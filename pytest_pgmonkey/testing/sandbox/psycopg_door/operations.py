@@ -32,6 +32,7 @@ from .internals import (
     DECLARE,
     LOCAL,
     STATEMENT,
+    arguments,
     check_parameters,
     holds,
     is_execute,
@@ -58,7 +59,8 @@ if TYPE_CHECKING:
 
 def as_it_is(member: Member, gen: Any) -> Steps | None:
     """Give what runs a plain statement, in a transaction that keeps the turn anyway."""
-    query = gen.gi_frame.f_locals["query"]
+    names = arguments(gen)
+    query = names["query"]
     if type(query) is not str or (part := plain_statement(query)) is None:
         return None
     _start(member)
@@ -66,7 +68,7 @@ def as_it_is(member: Member, gen: Any) -> Steps | None:
         member.busy = False
         return None
     member.transaction.current = part.text
-    return passage.passing(part, gen, gen)
+    return passage.passing(part, names, gen)
 
 
 def _start(member: Member) -> None:
