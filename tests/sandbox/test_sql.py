@@ -167,6 +167,16 @@ async def test_scripts(w: World) -> None:
 
 
 @twin
+async def test_prepared_script_beside_a_transaction(w: World) -> None:
+    """Only one statement can be prepared: the error harms nothing but the script."""
+    async with w.borrow() as open_, w.borrow(**AUTOCOMMIT) as conn:
+        await w.run(open_, "SELECT 1")
+        await w.run(conn, "SELECT 1; BEGIN", prepare=True)
+        await w.rows(conn)
+        await w.rows(open_)
+
+
+@twin
 async def test_script_result_sets(w: World) -> None:
     """Each statement of a script has its result set."""
     async with w.borrow(**AUTOCOMMIT) as conn:

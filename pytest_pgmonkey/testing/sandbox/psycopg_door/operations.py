@@ -322,7 +322,10 @@ def _run_script(
         raise RefusedError("a transaction command can only be run by execute()", " here")
     params = parameters(gen)
     if cursor.closed or (len(parts) > 1 and is_extended(cursor, gen)):
-        return (yield from gen)  # which raises
+        # Either raises, the second after a question to the server.
+        if not member.transaction.open and conn.autocommit:
+            yield from member.transaction.begin_unit()
+        return (yield from gen)
     check_parameters(cursor, parts[0].text, params)
     door = _CursorScript(member, conn, gen)
     try:
