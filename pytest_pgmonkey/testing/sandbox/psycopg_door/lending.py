@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.pq import TransactionStatus
@@ -80,6 +80,7 @@ class _Slots(Queue):
         self.free()
 
 
+@cache
 def _sizes(**options: Any) -> tuple[int, int]:
     """Give a pool's limits as psycopg_pool completes and judges them."""
     pool = ConnectionPool(open=False, **options)
