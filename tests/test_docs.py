@@ -184,7 +184,7 @@ class Project:
         elif block.language == "yaml":
             self.judge_config(block.code)
         elif block.language == "toml":
-            judge_ini(tomllib.loads(block.code)["tool"]["pytest"]["ini_options"])
+            judge_toml(block.code)
         elif block.language == "ini":
             parser = configparser.ConfigParser()
             parser.read_string(block.code)
@@ -196,7 +196,7 @@ class Project:
         self.write(name, code)
         if name == "pyproject.toml":
             (self.directory / "pytest.ini").unlink(missing_ok=True)
-            judge_ini(tomllib.loads(code)["tool"]["pytest"]["ini_options"])
+            judge_toml(code)
         if name.endswith(".yaml"):
             load_config(self.directory / name)
         if Path(name).name.startswith("test_"):
@@ -306,6 +306,11 @@ def make_programs(directory: Path) -> None:
             text = f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n'
             (directory / name).write_text(text, "utf-8")
             (directory / name).chmod(0o755)
+
+
+def judge_toml(code: str) -> None:
+    table = tomllib.loads(code)["tool"]["pytest"]
+    judge_ini(table.get("ini_options", table))
 
 
 def judge_ini(table: Any) -> None:

@@ -218,7 +218,7 @@ def resolve(
             ([word] if word and option.kind == "lines" else word, option.variable, called_from),
             (in_ini(option), option.ini, rootdir),
         ):
-            if raw:
+            if raw not in (None, "", []):
                 given[option.name] = origin
                 values[option.key] = _convert(option, raw, origin, base)
                 break
@@ -246,7 +246,8 @@ def _convert(option: Option, raw: Any, origin: str, base: Path) -> Any:
     if option.kind == "choice":
         return _choice(option, str(raw), origin)
     if option.kind == "names":
-        return tuple(part for part in str(raw).replace(",", " ").split() if part)
+        text = raw if isinstance(raw, str) else " ".join(raw)
+        return tuple(text.replace(",", " ").split())
     if option.kind == "lines":
         lines = tuple(line.strip() for line in raw if line.strip())
         return tuple(_anchored(line, base) for line in lines) if option.name == "schema" else lines

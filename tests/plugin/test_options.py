@@ -107,3 +107,52 @@ def test_every_option_is_in_the_help(pytester: pytest.Pytester, run: Callable[..
     for option in OPTIONS:
         assert option.flag in text
         assert option.ini in text
+
+
+NATIVE = pytest.mark.skipif(pytest.version_tuple < (9, 0), reason="pytest 9 brought [tool.pytest]")
+
+
+@NATIVE
+def test_a_native_table_takes_values_of_toml(
+    pytester: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """In pytest 9's `[tool.pytest]` numbers, booleans and lists are written as such."""
+    pytester.makepyprojecttoml("""
+        [tool.pytest]
+        pgmonkey_wait_timeout = 2.5
+        pgmonkey_durations = 3
+        pgmonkey_timeline_params = false
+        pgmonkey_confirm = true
+        pgmonkey_types = ["normal", "pool"]
+        pgmonkey_schema = ["module:build"]
+    """)
+    pytester.makepyfile("""
+        from pytest_pgmonkey.testing.plugin.configure import OPTIONS
+
+        def test_options(pytestconfig):
+            options = pytestconfig.stash[OPTIONS]
+            assert (options.wait_timeout, options.durations) == (2.5, 3)
+            assert (options.timeline_params, options.confirm) == (False, True)
+            assert options.types == ("normal", "pool")
+            assert options.schema == ("module:build",)
+    """)
+    run().assert_outcomes(passed=1)
+
+
+@NATIVE
+@pytest.mark.parametrize("line", ['pgmonkey_durations = "soon"', "pgmonkey_types = 'pool'"])
+def test_a_wrong_value_in_a_native_table_is_a_usage_error(
+    pytester: pytest.Pytester, run: Callable[..., Any], line: str
+) -> None:
+    """It names the option, whether pytest or the plugin refuses the value."""
+    pytester.makepyprojecttoml(f"[tool.pytest]\n{line}\n")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{line.split()[0]}*"])
+
+
+def test_names_may_be_a_list() -> None:
+    """A TOML file gives a list, an ini file one line or several."""
+    expected = ("normal", "pool")
+    for given in (["normal", "pool"], ["normal, pool"], "normal pool"):
+        assert decide(ini={"types": given}).types == expected

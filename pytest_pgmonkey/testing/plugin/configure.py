@@ -25,6 +25,7 @@ _SHAPES: Final[dict[str, dict[str, str]]] = {
     "flag": {"action": "store_true"},
     "lines": {"action": "append", "metavar": "X"},
 }
+_NATIVE: Final[dict[str, type]] = {"flag": bool, "boolean": bool, "count": int, "seconds": float}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest = f"{option.ini}_option"
         shape = _SHAPES.get(option.kind, {"metavar": "X"})
         group.addoption(option.flag, dest=dest, default=None, help=_help(option), **shape)
-        ini_type: Any = "linelist" if option.kind == "lines" else "string"
-        parser.addini(option.ini, option.help, type=ini_type, default=None)
+        parser.addini(option.ini, option.help, type=_ini_type(option), default=None)
+
+
+def _ini_type(option: Option) -> Any:
+    """Give the type of an ini key: pytest 9's `[tool.pytest]` takes no other value."""
+    if option.kind in ("lines", "names"):
+        return "linelist"
+    native = _NATIVE.get(option.kind)
+    if native is None or pytest.version_tuple < (9, 0):
+        return "string"
+    # A string first: so what an ini file says is judged here, whose messages name the option.
+    return str | native if pytest.version_tuple >= (9, 2) else native.__name__
 
 
 def _help(option: Option) -> str:
@@ -81,7 +92,7 @@ def install(config: pytest.Config, arguments: Any) -> None:
     try:
         options = resolve(
             lambda option: getattr(arguments, f"{option.ini}_option", None),
-            lambda option: config.getini(option.ini),
+            lambda option: _in_ini(config, option),
             os.environ,
             rootdir=config.rootpath,
             called_from=config.invocation_params.dir,
@@ -95,6 +106,13 @@ def install(config: pytest.Config, arguments: Any) -> None:
     config.stash[INTERCEPTION] = sources.interceptor = interception
     # Where loading a conftest fails, pytest_unconfigure is not called.
     config.add_cleanup(partial(_uninstall, interception))
+
+
+def _in_ini(config: pytest.Config, option: Option) -> Any:
+    try:
+        return config.getini(option.ini)
+    except (TypeError, ValueError) as error:  # before pytest 9.2
+        raise OptionError(f"{option.ini}: {error}") from None
 
 
 def _uninstall(interception: Interception) -> None:
