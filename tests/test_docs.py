@@ -6,7 +6,7 @@ What a block is, its first line or a comment above it says:
   is run with pytest right away, in a process of its own.
 - a Python block without it: a script. It must end with status 0 and nothing on stderr.
 - `$ …` in a console block: a command for the shell, which must end with status 0. Lines beneath it
-  are what it must print; `…` in them stands for anything. Commands of `pip` are not run.
+  are what it must print; `…` in them stands for anything. Commands of `pip` and `uv` are not run.
 - YAML without a file name: a configuration, or sections of one.
 - `<!-- test: project -->`: a new project begins.
 - `<!-- test: needs alembic -->`: the block and those that follow need it; without it they are
@@ -132,7 +132,7 @@ class Command:
 
     @property
     def runs(self) -> bool:
-        return self.line.split()[0] != "pip"
+        return self.line.split()[0] not in ("pip", "uv")
 
     def prints(self, output: str) -> bool:
         pattern = re.escape(self.output.rstrip()).replace("…", ".*")
