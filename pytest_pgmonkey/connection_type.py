@@ -1,4 +1,4 @@
-"""The four ways to connect, named in one place. `pgmonkey --help` waits for all imports here."""
+"""The four connection types. `pgmonkey --help` imports this module: keep its imports few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that users of the package see: one sentence each, and the culprit as attributes."""
+"""The package's errors: a message of one or two sentences, and attributes that name the cause."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = [
 
 
 class PGMonkeyError(Exception):
-    """Base of every error that this package raises by itself."""
+    """The base class of this package's errors."""
 
 
 @dataclass(eq=False)
 class ConfigError(PGMonkeyError, ValueError):
     """A configuration is wrong.
 
-    `file` is the file it came from (`None` for a dictionary), `key` the dotted name of the
-    culprit, `hint` what to do about it. None of them ever holds a secret.
+    `file` is the configuration file (`None` for a dictionary), `key` the dotted name of the wrong
+    key, and `hint` says what to do. None of them ever contains a secret.
     """
 
     problem: str
@@ -44,19 +44,19 @@ class ConfigError(PGMonkeyError, ValueError):
 
 @dataclass(eq=False)
 class EnvInterpolationError(ConfigError):
-    """A variable or a secret file that the configuration refers to cannot be had.
+    """A configuration refers to a variable or secret file that cannot be read.
 
-    `variable` names the variable (`None` for a file).
+    `variable` is the variable's name (`None` for a file).
     """
 
     variable: str | None = None
 
 
 class CSVError(PGMonkeyError):
-    """A CSV file cannot be imported, or a table or query cannot be exported.
+    """A CSV import or export failed.
 
-    `file`, `line` and `column` say where, as far as it is known; `hint` says what to do about it.
-    Where the server has refused something, its psycopg error is the `__cause__`.
+    `file`, `line` and `column` say where, if that is known; `hint` says what to do. If the server
+    refused something, `__cause__` is its psycopg error.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class CSVError(PGMonkeyError):
 
 
 class HandleClosedError(PGMonkeyError):
-    """A handle is entered after its `disconnect()`."""
+    """A handle was used after its `disconnect()`."""
 
 
 class SandboxError(PGMonkeyError):
-    """Something was asked of a test's rolled-back transaction that it cannot give."""
+    """A test's transaction cannot do what was asked, or a handle was used outside of a test."""
 
 
 class LibpqNotFoundError(PGMonkeyError, ImportError):
@@ -89,9 +89,9 @@ class LibpqNotFoundError(PGMonkeyError, ImportError):
 
 
 def require_libpq() -> None:
-    """Raise LibpqNotFoundError where psycopg cannot be imported for want of a libpq.
+    """Raise LibpqNotFoundError if psycopg cannot be imported because libpq is missing.
 
-    Meant for the handler of an ImportError: where psycopg is not the cause, nothing is raised.
+    Call it in the handler of an ImportError. If psycopg is not the cause, it does nothing.
     """
     try:
         import psycopg.pq  # noqa: F401

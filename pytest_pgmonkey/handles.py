@@ -1,7 +1,7 @@
-"""The four connection types: handles whose blocks borrow a connection and settle it at their end.
+"""Handles of the four connection types: a block borrows a connection and returns it at its end.
 
-`Handle` and `AsyncHandle` stand side by side and only act; which block an exit belongs to, how a
-block ends and what facts a server gives is decided in the pure code that both use.
+`Handle` and `AsyncHandle` are twins that do the I/O. The pure code that both use decides which
+block an exit belongs to, how a block ends, and what facts a server gives.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ AsyncH_co = TypeVar("AsyncH_co", bound="AsyncHandle", covariant=True)
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a server says of itself over a connection that works."""
+    """Facts about a server, from a working connection."""
 
     server_version: str
     database: str
@@ -95,7 +95,7 @@ def _facts(conn: Any, start: float) -> Steps[ServerFacts]:
 
 
 class RedactedConfig(Mapping[str, Any]):
-    """A configuration to read from; what it prints shows no secret."""
+    """A read-only configuration whose repr hides secrets."""
 
     def __init__(self, values: Mapping[str, Any], shown: Any = None) -> None:
         self._values = values
@@ -119,13 +119,13 @@ class RedactedConfig(Mapping[str, Any]):
 
 
 class _Keeper(Protocol):
-    """The manager, as a handle sees it."""
+    """The part of the manager that a handle needs."""
 
     def _evict(self, handle: Any) -> None: ...
 
 
 class _BaseHandle:
-    """What a handle is, whatever it does to get a connection."""
+    """What sync and async handles share."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _BaseHandle:
             )
 
     def _forward(self) -> Any:
-        """Give the handle that took this one's place, if there is one."""
+        """Return the handle that replaced this one; raises HandleClosedError if there is none."""
         if self._successor is not None:
             return self._successor
         raise HandleClosedError(f"{self!r} was disconnected: get a new one from the manager")
@@ -180,7 +180,7 @@ class _BaseHandle:
         raise NotImplementedError
 
     def _here(self) -> Any:
-        """Give a block on the connection of the surrounding one, or on one of its own."""
+        """Return a block on the surrounding block's connection, or on a new one."""
         block = self._blocks.visible()
         return nullcontext(block.conn) if block is not None else self.connection()
 
@@ -193,19 +193,19 @@ class _BaseHandle:
         raise NotImplementedError
 
     def _retire(self, successor: _BaseHandle | None = None) -> list[Any]:
-        """Close for good, or lead later blocks to another handle; gives the sources to close."""
+        """Close for good, or pass later blocks to `successor`; returns the sources to close."""
         with self._lock:
             self._successor = successor or self._successor
             self._closed = self._successor is None
             return self._take_sources()
 
     def _supersede(self, successor: _BaseHandle) -> Steps[None]:
-        """Lead later blocks to another handle; those that are open end in peace."""
+        """Pass later blocks to another handle; open blocks finish normally."""
         for source in self._retire(successor):
             yield source.close
 
     def _lent(self, lent_to: Callable[[Any], Any]) -> Any:
-        """Give what a test puts in the place of the handle's own source, if it does."""
+        """Return the source that a test lends to this handle, if any."""
         try:
             return lent_to(self)
         except SandboxError:
@@ -236,7 +236,7 @@ class _BaseHandle:
 
 
 class _BaseLease:
-    """What a block that knows its own connection is."""
+    """What `Lease` and `AsyncLease` share."""
 
     _block: Block | None = None
 
@@ -278,9 +278,9 @@ class _BaseLease:
 
 
 class Handle(_BaseHandle):
-    """A way to one database for sync code: `with handle as conn:`.
+    """A handle for sync code: `with handle as conn:`.
 
-    Any number of threads may have blocks open at the same time, each on a connection of its own.
+    Any number of threads can open blocks at the same time; each block has its own connection.
     """
 
     _source: DirectSource | PoolSource | None
@@ -300,38 +300,39 @@ class Handle(_BaseHandle):
     def connection(self, timeout: float | None = None) -> Lease:
         """Borrow a connection for a block: `with handle.connection() as conn:`.
 
-        Unlike `with handle`, its end does not depend on where it comes about.
+        Unlike `with handle`, it remembers its connection: the block may end in another function,
+        thread or task than it began in.
         """
         return Lease(self, timeout)
 
     @contextmanager
     def cursor(self, *args: Any, **kwargs: Any) -> Iterator[Cursor[Any]]:
-        """Open a cursor on the connection of the surrounding block, or on one of its own."""
+        """Open a cursor on the surrounding block's connection, or on a new one."""
         with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
             yield cursor
 
     @contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[Connection[Any]]:
-        """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
+        """Open a transaction, or a savepoint if one is open; `with` gives the connection."""
         with self._here() as conn, OwnContext(conn.transaction(force_rollback=force_rollback)):
             yield conn
 
     @property
     def pool(self) -> ConnectionPool[Any] | None:
-        """The psycopg_pool pool; `None` for the type without one."""
+        """The psycopg_pool pool; `None` for type `normal`."""
         if not self.spec.type.is_pool:
             return None
         source: Any = sources.lent_to(self) or self._source or self._forward()
         return source.pool  # type: ignore[no-any-return]
 
     def test_connection(self) -> ServerFacts:
-        """Ask the server for facts about it; raises where it cannot be reached."""
+        """Connect and return facts about the server; raises if it cannot be reached."""
         start = perf_counter()
         with self.connection() as conn:
             return drive(_facts(conn, start))
 
     def disconnect(self) -> None:
-        """Close for good; connections in use are closed at the end of their blocks."""
+        """Close for good; open blocks close their connections when they end."""
         drive(self._disconnect(sources.lent_to))
 
     # --- for the manager ---
@@ -342,7 +343,7 @@ class Handle(_BaseHandle):
         return source is None or source.is_gone
 
     def _open(self) -> Steps[None]:
-        """Prove that the server answers, and open the pool."""
+        """Open the pool, or check that the server answers."""
         source = self._source
         if source is not None:
             yield source.open
@@ -352,7 +353,7 @@ class Handle(_BaseHandle):
         return [source] if source is not None else []
 
     def _end_all(self) -> None:
-        """Close from outside; for a handle whose owner is no manager."""
+        """Close from outside, if the handle belongs to no manager."""
         for source in self._retire():
             source.close()
 
@@ -410,7 +411,7 @@ else:
 
 
 class Lease(_BaseLease):
-    """A block that knows its own connection; made by `Handle.connection()`."""
+    """A block that remembers its own connection; made by `Handle.connection()`."""
 
     def __enter__(self) -> Connection[Any]:
         self._refuse_second()
@@ -426,10 +427,10 @@ class Lease(_BaseLease):
 
 
 class AsyncHandle(_BaseHandle):
-    """A way to one database for coroutines: `async with handle as conn:`.
+    """A handle for coroutines: `async with handle as conn:`.
 
-    Any number of tasks may have blocks open at the same time, each on a connection of its own; in
-    each event loop it has a source of its own.
+    Any number of tasks can open blocks at the same time; each block has its own connection. With
+    type `async_pool`, each event loop has its own pool.
     """
 
     _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
@@ -458,13 +459,14 @@ class AsyncHandle(_BaseHandle):
     def connection(self, timeout: float | None = None) -> AsyncLease:
         """Borrow a connection for a block: `async with handle.connection() as conn:`.
 
-        Unlike `async with handle`, its end does not depend on where it comes about.
+        Unlike `async with handle`, it remembers its connection: the block may end in another
+        function, thread or task than it began in.
         """
         return AsyncLease(self, timeout)
 
     @asynccontextmanager
     async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncCursor[Any]]:
-        """Open a cursor on the connection of the surrounding block, or on one of its own."""
+        """Open a cursor on the surrounding block's connection, or on a new one."""
         async with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
             yield cursor
 
@@ -472,7 +474,7 @@ class AsyncHandle(_BaseHandle):
     async def transaction(
         self, force_rollback: bool = False
     ) -> AsyncIterator[AsyncConnection[Any]]:
-        """Open a transaction, or a savepoint in the surrounding one; gives the connection."""
+        """Open a transaction, or a savepoint if one is open; `with` gives the connection."""
         async with (
             self._here() as conn,
             OwnContext(conn.transaction(force_rollback=force_rollback)),
@@ -481,10 +483,10 @@ class AsyncHandle(_BaseHandle):
 
     @property
     def pool(self) -> AsyncConnectionPool[Any] | None:
-        """The psycopg_pool pool of the running loop; outside of one, that of its only loop.
+        """The psycopg_pool pool of the running loop; `None` for type `async`.
 
-        `None` for the type without one. Raises PGMonkeyError outside of a loop where there is no
-        pool, or more than one.
+        Outside of a loop it is the handle's only pool. Raises PGMonkeyError if the handle then has
+        no pool, or more than one.
         """
         if not self.spec.type.is_pool:
             return None
@@ -504,13 +506,13 @@ class AsyncHandle(_BaseHandle):
         return pools[0]
 
     async def test_connection(self) -> ServerFacts:
-        """Ask the server for facts about it; raises where it cannot be reached."""
+        """Connect and return facts about the server; raises if it cannot be reached."""
         start = perf_counter()
         async with self.connection() as conn:
             return await adrive(_facts(conn, start))
 
     async def disconnect(self) -> None:
-        """Close for good; connections in use are closed at the end of their blocks."""
+        """Close for good; open blocks close their connections when they end."""
         await adrive(self._disconnect(sources.lent_to_async))
 
     # --- for the manager ---
@@ -526,7 +528,7 @@ class AsyncHandle(_BaseHandle):
         return self._closed or self._successor is not None
 
     def _open(self) -> Steps[None]:
-        """Prove that the server answers, and open the pool of this loop."""
+        """Open the pool of this loop, or check that the server answers."""
         if not self._is_retired:
             yield self._source_in(asyncio.get_running_loop()).open
 
@@ -536,14 +538,14 @@ class AsyncHandle(_BaseHandle):
         return taken
 
     def _close_soon(self) -> None:
-        """Close from sync code: each loop closes its own pool when it gets to it."""
+        """Close from sync code: each loop closes its own pool when it next runs."""
         if sources.interceptor is not None:
             return
         for source in self._retire():
             source.close_soon()
 
     def _end_all(self) -> None:
-        """Close from sync code and wait for it where a loop stands still."""
+        """Close from sync code, and wait for loops that are not running."""
         loops = list(self._sources.items())
         self._retire()
         for loop, source in loops:
@@ -616,7 +618,7 @@ else:
 
 
 class AsyncLease(_BaseLease):
-    """A block that knows its own connection; made by `AsyncHandle.connection()`."""
+    """A block that remembers its own connection; made by `AsyncHandle.connection()`."""
 
     def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection[Any]]:
         return self._enter(sys._getframe(1))
@@ -632,10 +634,10 @@ class AsyncLease(_BaseLease):
 
 
 class PendingHandle(Coroutine[Any, Any, AsyncH_co]):
-    """A handle that is asked for: `await` opens and gives it, `async with` a connection of it.
+    """The manager's answer for async types: `await` gets the handle, `async with` a connection.
 
-    It may be awaited and entered any number of times, by any number of tasks, and be dropped
-    unused. To asyncio it is a coroutine as well.
+    Any number of tasks can await and enter it, any number of times. You can also leave it unused.
+    asyncio accepts it as a coroutine.
     """
 
     def __init__(self, ask: Callable[[bool], Coroutine[Any, Any, AsyncH_co]], reload: bool) -> None:
@@ -702,6 +704,6 @@ def make_handle(
     manager: _Keeper | None = None,
     connector: type[Connector] = Connector,
 ) -> Handle | AsyncHandle:
-    """Make the handle of a configuration's type; nothing is connected yet."""
+    """Make a handle of the configuration's type; it does not connect yet."""
     kind = AsyncHandle if spec.type.is_async else Handle
     return kind(spec, hook, manager, connector)

@@ -1,4 +1,4 @@
-"""`PGConnectionManager`: from a configuration to its handle, one for each, and their common end."""
+"""`PGConnectionManager` makes one handle for each configuration, caches it and closes it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Origin: TypeAlias = "tuple[str, ConnectionType, LoopRef]"
 
 
 class CacheInfo(TypedDict):
-    """What a manager holds."""
+    """The cached handles of a manager."""
 
     size: int
     connection_types: dict[str, str]
-    """The type of each handle, by a short name of its key that tells no setting."""
+    """The type of each handle; the keys are hashes, which reveal no settings."""
 
 
 class PGConnectionManager:
-    """Gives the handle of a configuration, the same one while nothing about it changes.
+    """Makes and caches handles: you get the same handle until its configuration changes.
 
     `configure` (sync types) and `aconfigure` (async types) are called with every new connection.
     """
@@ -125,11 +125,11 @@ class PGConnectionManager:
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
-        """Give the handle of a YAML file.
+        """Get the handle of a YAML file.
 
-        Without a type it is the one that the file names, else `normal`. For the async types
-        `await` gives the handle, and `async with` a connection of it. A new handle has proved that
-        its server answers: psycopg's own error is raised where it does not.
+        The default type is the file's `connection_type`, or `normal`. For the async types, `await`
+        gets the handle and `async with` gets a connection. A new handle connects to its server
+        once: if the server does not answer, psycopg's own error is raised.
         """
         options = (resolve_env, allow_sensitive_defaults, strict)
         return self._get(read_spec(config_file_path, connection_type, *options), force_reload)
@@ -193,7 +193,7 @@ class PGConnectionManager:
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
-        """Do as `get_database_connection`, with the sections of a file given as a dictionary."""
+        """Get the handle of a dictionary that holds the sections of a configuration file."""
         options = (resolve_env, allow_sensitive_defaults, strict)
         return self._get(resolved_spec(config, connection_type, *options), force_reload)
 
@@ -226,13 +226,13 @@ class PGConnectionManager:
         connection_type: str | ConnectionType | None = None,
         force_reload: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
-        """Do as `get_database_connection`, with a DSN in the place of a file.
+        """Get the handle of a DSN.
 
-        It is a URL (`postgresql://user@host/dbname`) or a string of libpq's keywords
-        (`host=… dbname=…`), and without a type its handle is a `normal` one. For session settings
-        or the size of a pool, give the DSN as a key of `connection_settings`, in a file or a
-        dictionary. Raises ConfigError where libpq cannot read it, or where it is empty: an
-        unset variable must not lead to whatever database the environment knows.
+        The DSN is a URL (`postgresql://user@host/dbname`) or a string of libpq's keywords
+        (`host=… dbname=…`). The default type is `normal`. If you need session settings or a pool
+        size, put the DSN under the key `dsn` of `connection_settings`, in a file or a dictionary.
+        Raises ConfigError if libpq cannot read the DSN. An empty DSN also raises it, so that an
+        unset variable does not connect you to libpq's default database.
         """
         if not isinstance(dsn, str) or not dsn.strip():
             raise ConfigError("the DSN is empty or not a string", hint="is its variable set?")
@@ -269,7 +269,7 @@ class PGConnectionManager:
         return handle
 
     def _find_or_make(self, key: Key, reload: bool) -> AnyHandle:
-        """Find the handle of a key; a new one is cached at once, so that the others wait for it."""
+        """Find or make the handle of a key; caching it at once makes other threads wait for it."""
         with self._lock:
             self._drop_ended_loops()
             cached = self._cache.get(key)
@@ -282,7 +282,7 @@ class PGConnectionManager:
             return handle
 
     def _replace(self, key: Key, handle: AnyHandle, reload: bool) -> list[AnyHandle]:
-        """Put an opened handle in its place; gives those that it replaces."""
+        """Cache an opened handle; returns the handles that it replaces."""
         spec, loop = key
         replaced: list[AnyHandle] = []
         with self._lock:
@@ -304,7 +304,7 @@ class PGConnectionManager:
             del self._latest[origin]
 
     def _evict(self, handle: AnyHandle) -> None:
-        """Forget a handle that is of no use any more."""
+        """Remove a handle from the cache."""
         with self._lock:
             for key in [key for key, cached in self._cache.items() if cached is handle]:
                 del self._cache[key]
@@ -313,14 +313,14 @@ class PGConnectionManager:
 
     @property
     def cache_info(self) -> CacheInfo:
-        """How many handles are held, and of which types."""
+        """The number of cached handles, and their types."""
         with self._lock:
             self._drop_ended_loops()
             types = {f"{hash(key) % 16**12:012x}": str(key[0].type) for key in self._cache}
         return {"size": len(types), "connection_types": types}
 
     def clear_cache(self) -> None:
-        """Disconnect all handles; async ones are closed by their loops, as soon as these run."""
+        """Disconnect all handles; each event loop closes its async handles when it next runs."""
         for handle in self._take_all():
             if isinstance(handle, AsyncHandle):
                 handle._close_soon()
@@ -328,7 +328,7 @@ class PGConnectionManager:
                 handle.disconnect()
 
     async def clear_cache_async(self) -> None:
-        """Disconnect all handles, and wait for those of this loop."""
+        """Disconnect all handles, and wait for the async ones of this loop."""
         for handle in self._take_all():
             if isinstance(handle, AsyncHandle):
                 await handle.disconnect()
@@ -343,11 +343,11 @@ class PGConnectionManager:
         return handles
 
     def close(self) -> None:
-        """End what the manager opened; it can be used again."""
+        """Close everything that the manager opened; you can use the manager again."""
         self.clear_cache()
 
     async def aclose(self) -> None:
-        """End what the manager opened, async handles included; it can be used again."""
+        """Close everything, async handles included; you can use the manager again."""
         await self.clear_cache_async()
 
     def __enter__(self) -> Self:

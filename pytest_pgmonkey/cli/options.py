@@ -85,7 +85,7 @@ def _pgconfig(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--type", choices=["pg"], default="pg", help="the kind of database")
     _complete(create, "pgconfig.create", _EXAMPLES["create"])
 
-    test = _add_command(actions, "test", "connect, as production does")
+    test = _add_command(actions, "test", "connect as the application would")
     _add_config(test)
     _add_connection_type(test)
     _add_strict(test)
@@ -99,7 +99,7 @@ def _pgconfig(parser: argparse.ArgumentParser) -> None:
         type=lambda name: "pytest_pgmonkey" if name == "pgmonkey" else name,
         choices=["pytest_pgmonkey", "psycopg"],
         default="pytest_pgmonkey",
-        help="what the script is written on (default: %(default)s; pgmonkey means the same)",
+        help="the library that the script uses (default: %(default)s; pgmonkey is an alias)",
     )
     _complete(generate, "generate.run", _EXAMPLES["generate-code"])
 
@@ -111,7 +111,7 @@ def _pgserverconfig(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=1,
         metavar="N",
-        help="processes that use the file at the same time (default: 1)",
+        help="number of processes that use the file at the same time (default: 1)",
     )
     parser.add_argument(
         "--client-address",
@@ -122,33 +122,33 @@ def _pgserverconfig(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clientcert",
         choices=["verify-ca", "verify-full"],
-        help="have the server ask clients for a certificate, too",
+        help="also make the server ask for a client certificate",
     )
     _add_flag(parser, "--audit", "compare with the live server, read-only")
-    strict = "with --audit: exit with status 1 where the server does not match"
+    strict = "with --audit: exit with status 1 on a mismatch"
     _add_flag(parser, "--strict", strict, dest="fail")
     _add_flag(parser, "--json", "print JSON")
     _complete(parser, "pgserverconfig.run", _EXAMPLES["pgserverconfig"])
 
 
 def _pgimport(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", required=True, metavar="TABLE", help="its name, or schema.table")
+    parser.add_argument("--table", required=True, metavar="TABLE", help="table or schema.table")
     parser.add_argument(
         "--import_file",
         "--import-file",
         dest="file",
         required=True,
         metavar="CSV",
-        help="the file, '-' for standard input; one that ends in .gz is unpacked",
+        help="the file, or '-' for standard input; .gz files are decompressed",
     )
     _add_config(parser)
     _add_strict(parser)
     _add_csv(parser)
-    create = "create the table where it does not exist, its columns as text (default: no)"
+    create = "create the table if it does not exist, with text columns (default: no)"
     _add_switch(parser, "--create-table", create)
-    infer = "with --create-table: give the columns the types that all of their values have"
+    infer = "with --create-table: give each column a type that fits all its values"
     _add_flag(parser, "--infer-types", infer)
-    lower = "with --create-table: name columns in lower case, with _ for blanks (default: yes)"
+    lower = "with --create-table: put names in lower case, with _ for blanks (default: yes)"
     _add_switch(parser, "--lowercase", lower)
     _add_flag(parser, "--truncate", "empty the table first, in the same transaction")
     _complete(parser, "copying.commands.run_import", _EXAMPLES["pgimport"])
@@ -156,14 +156,14 @@ def _pgimport(parser: argparse.ArgumentParser) -> None:
 
 def _pgexport(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--table", metavar="TABLE", help="a table or view, or schema.table")
-    source.add_argument("--query", metavar="SQL", help="a query; it may only read")
+    source.add_argument("--table", metavar="TABLE", help="a table or view: table or schema.table")
+    source.add_argument("--query", metavar="SQL", help="a read-only query")
     parser.add_argument(
         "--export_file",
         "--export-file",
         dest="file",
         metavar="CSV",
-        help="the file, '-' for standard output; packed if it ends in .gz "
+        help="the file, or '-' for standard output; .gz files are compressed "
         "(default: TABLE.csv; a query goes to standard output)",
     )
     _add_config(parser)
@@ -174,19 +174,25 @@ def _pgexport(parser: argparse.ArgumentParser) -> None:
 
 def _kept(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
-    _add_flag(what, "--json", "list them as JSON")
+    _add_flag(what, "--json", "print JSON")
     what.add_argument(
-        "--remove", nargs="*", metavar="NAME", help="remove those named; all without a name"
+        "--remove",
+        nargs="*",
+        metavar="NAME",
+        help="remove the named ones, or all",
     )
     _complete(parser, "kept.run", _EXAMPLES["kept"])
 
 
 COMMANDS = {
     "pgconfig": ("write and test configuration files", _pgconfig),
-    "pgserverconfig": ("recommend the server's settings for a configuration", _pgserverconfig),
-    "pgimport": ("read a CSV file into a table", _pgimport),
-    "pgexport": ("write a table, view or query as CSV", _pgexport),
-    "kept": ("list and remove the databases kept of failed tests", _kept),
+    "pgserverconfig": (
+        "recommend server settings for a configuration",
+        _pgserverconfig,
+    ),
+    "pgimport": ("import a CSV file into a table", _pgimport),
+    "pgexport": ("export a table, view or query as CSV", _pgexport),
+    "kept": ("list and remove databases kept from failed tests", _kept),
 }
 _EXAMPLES = {
     "create": """\
@@ -235,19 +241,19 @@ def _add_file(parser: argparse.ArgumentParser, about: str) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that reads a configuration."""
     _add_file(parser, "the configuration file")
-    _add_flag(parser, "--resolve-env", "replace ${VAR}, from_env and from_file in the file")
-    defaults = "let ${VAR:-default} stand for passwords and the like, too"
+    _add_flag(parser, "--resolve-env", "expand ${VAR}, from_env and from_file in the file")
+    defaults = "also allow ${VAR:-default} for passwords and other secrets"
     _add_flag(parser, "--allow-sensitive-defaults", defaults)
     parser.set_defaults(connection_type=None, strict=False)
 
 
 def _add_connection_type(parser: argparse.ArgumentParser) -> None:
-    default = "how to connect (default: what the file says, else normal)"
+    default = "how to connect (default: the file's connection_type, else normal)"
     parser.add_argument("--connection-type", choices=CONNECTION_TYPES, help=default)
 
 
 def _add_strict(parser: argparse.ArgumentParser) -> None:
-    _add_flag(parser, "--strict", "take a variable that is set but empty as missing")
+    _add_flag(parser, "--strict", "treat an empty variable as missing")
 
 
 def _add_csv(parser: argparse.ArgumentParser) -> None:
@@ -256,20 +262,22 @@ def _add_csv(parser: argparse.ArgumentParser) -> None:
         "--columns",
         type=_columns,
         metavar="A,B,...",
-        help='columns, in the order of the file; a name with a comma in it as "a,b"',
+        help='columns, in the file\'s order; quote a name that has a comma: "a,b"',
     )
-    _add_switch(parser, "--header", "the first record holds the columns' names (default)")
+    _add_switch(parser, "--header", "the first record holds the column names (default)")
     signs = {
-        "delimiter": "between two values; 'tab' (default: ,)",
-        "quotechar": 'around values (default: ")',
+        "delimiter": "separates values; 'tab' for a tab (default: ,)",
+        "quotechar": 'encloses values (default: ")',
     }
     for name, help_ in signs.items():
         parser.add_argument(f"--{name}", type=_sign, metavar="C", help=help_)
     parser.add_argument(
-        "--null", metavar="TEXT", help="what stands for NULL where unquoted (default: nothing)"
+        "--null", metavar="TEXT", help="unquoted text that means NULL (default: the empty string)"
     )
     parser.add_argument(
-        "--encoding", metavar="NAME", help="by Python's or PostgreSQL's name (default: utf-8)"
+        "--encoding",
+        metavar="NAME",
+        help="a Python or PostgreSQL name (default: utf-8)",
     )
     parser.set_defaults(connection_type="normal")
 

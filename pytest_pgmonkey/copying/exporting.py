@@ -53,24 +53,23 @@ def export_csv(
     encoding: str | None = None,
     progress: Progress | None = None,
 ) -> CSVResult:
-    """Export a table, a view or a query that only reads to a CSV file by COPY.
+    """Export a table, a view or a read-only query to a CSV file by COPY.
 
-    Inside a block of the handle it runs on that block's connection, and sees what the block has
-    written; elsewhere on a connection of its own.
+    Inside a block of the handle it uses the block's connection, and sees what the block has
+    written. Otherwise it uses a new connection.
 
-    `handle` is of type normal or pool. `file` is a path, where `.gz` is packed, or open for
-    writing, in binary or text mode. A file that is named by its path is replaced when all is
-    written; an open one stays open. Exactly one of `table` and `query` is given; `table` is
-    `table` or `schema.table`, tried as it stands, then in lower case; in SQL's quotes as it stands
-    alone.
+    `handle` is of type `normal` or `pool`. `file` is a path (`.gz` files are compressed), or an
+    open file in binary or text mode. A path is replaced when the export is complete; an open file
+    stays open. Pass either `table` or `query`. `table` is `table` or `schema.table`; it is tried
+    as written, then in lower case. A name in SQL quotes is only tried as written.
 
-    `columns` says which of the table's columns, in which order; without it all but generated ones
-    are exported, which `CSVResult.left_out` names. `null` is what NULL is written as. `encoding`
-    is a name of Python's or PostgreSQL's, UTF-8 without it. `progress` is called with the bytes
-    written so far and `None`.
+    `columns` chooses the table's columns and their order. The default is all columns but generated
+    ones, which `CSVResult.left_out` lists. `null` is the text for NULL. `encoding` is a Python or
+    PostgreSQL name, by default UTF-8. `progress` is called with the bytes written so far and
+    `None`.
 
-    Raises CSVError where nothing was exported, and what handles raise where no connection can be
-    had. Dates and the like are in ISO style unless `sync_settings` says otherwise.
+    Raises CSVError if nothing was exported, and the handle's errors if it cannot connect. Dates are
+    in ISO style unless `sync_settings` says otherwise.
     """
     require_sync(handle, "export_csv")
     dialect = make_dialect(delimiter, quotechar, null)

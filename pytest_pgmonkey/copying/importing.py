@@ -72,24 +72,24 @@ def import_csv(
 ) -> CSVResult:
     """Import a CSV file into a table by COPY: all of its rows, or none.
 
-    Inside a block of the handle it is a part of the block's transaction, behind a savepoint;
-    elsewhere, and in autocommit, it is committed by itself.
+    Inside a block of the handle it is part of the block's transaction, behind a savepoint.
+    Otherwise, and in autocommit mode, it commits by itself.
 
-    `handle` is of type normal or pool. `file` is a path, where `.gz` is unpacked, or open for
-    reading, in binary or text mode; it is read to its end and stays open. `table` is `table` or
-    `schema.table`, tried as it stands, then in lower case; in SQL's quotes as it stands alone.
+    `handle` is of type `normal` or `pool`. `file` is a path (`.gz` files are decompressed), or an
+    open file in binary or text mode, which is read to its end and stays open. `table` is `table`
+    or `schema.table`; it is tried as written, then in lower case. A name in SQL quotes is only
+    tried as written.
 
-    `columns` names the file's values in place of the header, `header=False` says that there is
-    none. `null` is what stands for NULL where it is not quoted. `encoding` is a name of Python's
-    or PostgreSQL's; without it the file's mark holds, else UTF-8.
+    `columns` names the file's columns, replacing the header. `header=False` says that there is no
+    header. `null` is the unquoted text that means NULL. `encoding` is a Python or PostgreSQL name;
+    by default the file's byte order mark decides, else UTF-8.
 
-    `create_table` creates a table that does not exist, with columns of type text, or with
-    `infer_types` of the types that all of their values have; `lowercase=False` keeps the header's
-    names for it. `truncate` empties the table first. `progress` is called with the bytes read and
-    their number, `None` where it is not known.
+    `create_table` creates a missing table with text columns, or with `infer_types` with types that
+    fit all values. `lowercase=False` keeps the header's names for it. `truncate` empties the table
+    first. `progress` is called with the bytes read and the total, or `None` if it is unknown.
 
-    Raises CSVError, with the place in the file, where nothing was imported, and what handles
-    raise where no connection can be had.
+    Raises CSVError with the place in the file if nothing was imported, and the handle's errors if
+    it cannot connect.
     """
     require_sync(handle, "import_csv")
     dialect = make_dialect(delimiter, quotechar, null)

@@ -1,4 +1,4 @@
-"""How a CSV file is written, what is asked of a copy, and what it gives."""
+"""The format of a CSV file, and the arguments and result of an import or export."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from .encodings import Encoding
 
 
-#: Called with the bytes that are done, and how many there are, `None` where that is not known.
+#: Called with the bytes done and the total, or `None` if the total is unknown.
 Progress: TypeAlias = Callable[[int, int | None], None]
 
 
 class UsageError(CSVError, ValueError):
-    """Arguments that cannot be, alone or together."""
+    """Invalid arguments, or a combination that is not allowed."""
 
 
 @dataclass(frozen=True)
 class CSVResult:
-    """What an import or export has done."""
+    """The result of an import or export."""
 
     rows: int
     #: `schema.table`, `None` for a query.
     table: str | None
-    #: The table's columns, in the order of the file; empty for a query.
+    #: The table's columns, in the file's order; empty for a query.
     columns: tuple[str, ...]
-    #: Generated columns that an export of all columns has left out.
+    #: Generated columns that the export left out.
     left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """The signs of a CSV file, as COPY takes them."""
+    """The delimiter, quote character and NULL text of a CSV file."""
 
     delimiter: str
     quotechar: str
@@ -62,14 +62,14 @@ class Dialect:
         return self.delimiter.encode()
 
     def options(self, encoding: Encoding) -> sql.Composed:
-        """Write them as options of COPY."""
+        """Return them as options of COPY."""
         options = "FORMAT csv, DELIMITER {}, QUOTE {}, NULL {}, ENCODING {}"
         values = (self.delimiter, self.quotechar, self.null, encoding.sent_as)
         return sql.SQL(options).format(*values)
 
 
 def make_dialect(delimiter: str, quotechar: str, null: str) -> Dialect:
-    """Judge the signs, alone and together."""
+    """Check the delimiter, quote character and NULL text, and their combination."""
     signs = {"delimiter": delimiter, "quotechar": quotechar}
     for name, value in signs.items():
         try:
@@ -86,7 +86,7 @@ def make_dialect(delimiter: str, quotechar: str, null: str) -> Dialect:
 
 
 def make_encoding(name: str | None) -> Encoding | None:
-    """Give the encoding that is asked for, if any."""
+    """Return the requested encoding, if any."""
     try:
         return None if name is None else find_encoding(name)
     except LookupError:
@@ -96,7 +96,7 @@ def make_encoding(name: str | None) -> Encoding | None:
 
 
 def make_columns(names: Sequence[str] | None) -> list[str] | None:
-    """Judge a list of columns."""
+    """Check a list of columns."""
     if names is None:
         return None
     if isinstance(names, str) or not names:
@@ -109,7 +109,7 @@ def make_columns(names: Sequence[str] | None) -> list[str] | None:
 
 
 def require_sync(handle: object, function: str) -> None:
-    """Refuse what is no handle for sync code."""
+    """Raise unless this is a sync handle."""
     if not isinstance(handle, Handle):
         raise PGMonkeyError(
             f"{function} takes a handle of the types normal and pool, not {handle!r}: "
@@ -119,7 +119,7 @@ def require_sync(handle: object, function: str) -> None:
 
 @contextmanager
 def borrowed(handle: Handle) -> Iterator[Connection[Any]]:
-    """Give the connection of the surrounding block, or one of its own.
+    """Yield the surrounding block's connection, or a new one.
 
     A `transaction()` on it is a savepoint in the block's transaction, also at the block's start.
     """
@@ -132,7 +132,7 @@ def borrowed(handle: Handle) -> Iterator[Connection[Any]]:
 
 
 def no_progress(done: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 @contextmanager
