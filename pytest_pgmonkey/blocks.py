@@ -27,7 +27,7 @@ logger = logging.getLogger("pytest_pgmonkey")
 
 
 class TransactionAbortedError(PGMonkeyError, psycopg.errors.InFailedSqlTransaction):
-    """A block ended as if all were well, though a statement in it had failed."""
+    """A block ended normally, although one of its statements had failed."""
 
 
 # --- blocks ---

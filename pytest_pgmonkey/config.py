@@ -118,7 +118,7 @@ def load_config(
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Read and judge a configuration file; references stay as they are without `resolve_env`."""
+    """Read and check a configuration file; references are expanded only with `resolve_env`."""
     origin = os.fspath(path)
     options = (resolve_env, allow_sensitive_defaults, strict)
     config = prepare_config(read_mapping(path), origin, *options)

@@ -168,10 +168,10 @@ def _has_secret_default(reference: re.Match[str]) -> bool:
 
 
 def redact_config(config: Any) -> Any:
-    """Give a deep copy of a configuration with `***REDACTED***` in place of its secrets.
+    """Return a deep copy of a configuration with `***REDACTED***` in place of its secrets.
 
-    These are the values of sensitive keys with everything beneath them, and the passwords inside
-    DSNs and URLs anywhere.
+    Secrets are the values of sensitive keys, with everything below them, and all passwords inside
+    DSNs and URLs.
     """
     return _redact(config, sensitive=False)
 
