@@ -11,8 +11,6 @@ What a block is, its first line or a comment above it says:
 - `<!-- test: project -->`: a new project begins.
 - `<!-- test: needs alembic -->`: the block and those that follow need it; without it they are
   skipped. `<!-- test: needs python3.14 -->`: it needs this Python, or a later one.
-- `<!-- test: tls -->`: a new project begins, on a server that speaks TLS at `db.example.com`;
-  `<!-- test: serve -->`: beneath this block it takes the certificates that the page has made.
 - `<!-- test: file people.csv -->`: the block is that file.
 - `<!-- test: fails -->`: the block's last command must not end with status 0.
 - `<!-- test: skip -->`: not run.
@@ -23,6 +21,12 @@ Scripts and commands run in a virtual environment that has what `pip install
 A block that readers need not see stands in an HTML comment, and is run like the others. Where a
 server is asked for by variables, these are `APP_DB_HOST`, `_PORT`, `_NAME`, `_USER`, `_PASSWORD`,
 or `DATABASE_URL`.
+
+The tutorial is taken literally. Its reader begins in an empty directory, has the server of the
+tutorial's first page, and does what a page shows: files are written, and nothing runs but the
+commands in console blocks. So each Python block names its file there, no block is hidden, and
+`needs` is for all blocks beneath the same title. Only the server's port is not the reader's: it is
+in the variable `PGPORT`.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import ast
 import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,9 +48,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from helpers.missing import miss
 from helpers.production_venv import make_production_venv
 from helpers.pytest_runs import QUICK
-from helpers.servers import TLSServer
+from helpers.servers import find_tls_binaries
+from helpers.tutorial import TutorialServer
 
 from pytest_pgmonkey import ConnectionType, errors, load_config
 from pytest_pgmonkey.testing.addresses.urls import url_of
@@ -59,20 +66,26 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_pgmonkey.testing.servers.embedded.binaries import Binaries
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pytest_pgmonkey"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += sorted((ROOT / "docs" / "tutorial").glob("*.md"))
+TUTORIAL = ROOT / "docs" / "tutorial"
 CONFIG = "pgmonkey_config.yaml"
 # pytest-asyncio warns of a setting of its own that is absent, which is no business of ours.
 STRICT = ("-W", "error", "-W", "ignore::pytest.PytestDeprecationWarning")
+# The plugins that come with the extra `test`, and no others of this environment.
+PLUGINS_OF_A_READER = {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_ADDOPTS": shlex.join(
+        ["-p", "pytest_asyncio.plugin", "-p", "pytest_pgmonkey.testing.plugin", *QUICK, *STRICT]
+    ),
+}
 
 _BLOCK = re.compile(
     r"(?:^<!-- test: (?P<note>.*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_TITLE = re.compile(r"^## (.+)$", re.MULTILINE)
 _FILE = re.compile(r"(?:#|--) ([\w./-]+\.(?:py|sql|yaml|toml|ini))\n")
 
 
@@ -84,18 +97,29 @@ class Block:
     code: str
     line: int
     note: str = ""
+    title: str = ""
 
     @property
     def file(self) -> str | None:
+        """The file that the block is, if it is one."""
+        if self.note.startswith("file "):
+            return self.note.partition(" ")[2]
         match = _FILE.match(self.code)
         return match[1] if match else None
+
+    @property
+    def needs(self) -> list[str]:
+        """The modules that the block needs."""
+        word, _, modules = self.note.partition(" ")
+        return modules.split(", ") if word == "needs" else []
 
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text("utf-8")
     for match in _BLOCK.finditer(text):
         line = text.count("\n", 0, match.start("code"))
-        yield Block(match["language"], match["code"], line, match["note"] or "")
+        *_, title = ["", *_TITLE.findall(text, 0, match.start())]
+        yield Block(match["language"], match["code"], line, match["note"] or "", title)
 
 
 @dataclass(frozen=True)
@@ -106,14 +130,9 @@ class Story:
     needs: tuple[str, ...]
     blocks: list[Block]
 
-    @property
-    def tls(self) -> bool:
-        return self.blocks[0].note == "tls"
-
     def lacking(self) -> str:
         """Say what this Python has not of what the story needs."""
-        lacking = [name for name in self.needs if not is_there(name)]
-        return ", ".join(lacking)
+        return ", ".join(name for name in self.needs if not is_there(name))
 
     def __str__(self) -> str:
         return "-".join([self.page.stem, *self.needs[:1], str(self.blocks[0].line)])
@@ -129,11 +148,10 @@ def stories(page: Path) -> Iterator[Story]:
     """Divide a page where it begins a new project."""
     story = Story(page, (), [])
     for block in blocks(page):
-        if block.note in ("project", "tls") or block.note.startswith("needs "):
+        if block.note == "project" or block.needs:
             if story.blocks:
                 yield story
-            needs = block.note.partition(" ")[2].split(", ")
-            story = Story(page, tuple(filter(None, needs)), [])
+            story = Story(page, tuple(block.needs), [])
         story.blocks.append(block)
     if story.blocks:
         yield story
@@ -168,29 +186,19 @@ class PageError(Exception):
     """A block does not do what it should; the message shows what it does."""
 
 
-class Project:
-    """The directory in which a page's files stand and its scripts run.
+class Workspace:
+    """The directory in which a page's files stand and its commands run.
 
     `python` runs the scripts and commands; those that are runs of pytest have this test's own.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        config: dict[str, Any],
-        tls_server: TLSServer | None = None,
-        python: Path | str = sys.executable,
-    ) -> None:
+    def __init__(self, directory: Path, environ: dict[str, str], python: Path | str) -> None:
         self.directory = directory
+        self.environ = environ
         self.python = python
-        self.config = yaml.safe_dump(config)
-        self.environ = environment(directory, config["connection_settings"])
-        self.tls_server = tls_server
         directory.mkdir()
         make_programs(directory.parent / "bin", python)
         make_programs(directory.parent / "test_bin", sys.executable)
-        (directory / "pytest.ini").write_text("[pytest]\n")
-        self.write(CONFIG, self.config)
 
     def write(self, name: str, text: str) -> None:
         path = self.directory / name
@@ -198,9 +206,7 @@ class Project:
         path.write_text(text, "utf-8")
 
     def take(self, block: Block) -> None:
-        if block.note.startswith("file "):
-            self.write(block.note.partition(" ")[2], block.code)
-        elif block.file is not None:
+        if block.file is not None:
             self.take_file(block.file, block.code)
         elif block.language == "python":
             self.script(block.code)
@@ -220,36 +226,26 @@ class Project:
     def take_file(self, name: str, code: str) -> None:
         self.write(name, code)
         if name == "pyproject.toml":
-            (self.directory / "pytest.ini").unlink(missing_ok=True)
             judge_toml(code)
         if name.endswith(".yaml"):
             load_config(self.directory / name)
-        if Path(name).name.startswith("test_"):
-            result = self.run(sys.executable, "-m", "pytest", *QUICK, *STRICT, name)
-            self.judge(result)
 
     def script(self, code: str) -> None:
-        self.write("script.py", code)
-        result = self.run(self.python, "-W", "error", "script.py")
-        self.judge(result)
-        if result.stderr:
-            raise PageError(f"it writes to stderr:\n{result.stderr}")
+        raise NotImplementedError
 
     def commands(self, block: Block) -> None:
         *others, last = commands(block.code)
         for command in others:
             self.command(command)
         self.command(last, fails=block.note == "fails")
-        if block.note == "serve":
-            assert self.tls_server is not None
-            self.tls_server.take_certificates(self.directory)
 
     def command(self, command: Command, *, fails: bool = False) -> None:
         if not command.runs:
             return
-        creates = command.line == f"pgmonkey pgconfig create --filepath {CONFIG}"
-        if creates:
-            (self.directory / CONFIG).unlink()
+        if command.line.startswith("export "):
+            name, _, value = shlex.split(command.line)[1].partition("=")
+            self.environ[name] = value
+            return
         result = self.run_in_shell(command.line)
         if fails and not result.returncode:
             raise PageError(f"it ends with status 0: {command.line}")
@@ -257,9 +253,6 @@ class Project:
             self.judge(result)
         if not command.prints(result.stdout):
             raise PageError(f"{command.line} prints\n{result.stdout}")
-        if creates:
-            # What a reader edits in the template is where the server is.
-            self.write(CONFIG, self.config)
 
     @staticmethod
     def judge(result: subprocess.CompletedProcess[str]) -> None:
@@ -273,17 +266,6 @@ class Project:
             code += "\nconnection_settings: {host: localhost}\n"
         self.write("block.yaml", code)
         load_config(self.directory / "block.yaml")
-
-    def run(self, *command: Path | str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=self.directory,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
 
     def run_in_shell(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a line as a reader does, who sees stdout and stderr as one."""
@@ -303,20 +285,89 @@ class Project:
         )
 
 
+class Project(Workspace):
+    """A directory that has a configuration from the start; scripts and tests run right away."""
+
+    def __init__(
+        self, directory: Path, config: dict[str, Any], python: Path | str = sys.executable
+    ) -> None:
+        environ = environment(directory, config["connection_settings"])
+        super().__init__(directory, environ, python)
+        self.config = yaml.safe_dump(config)
+        (directory / "pytest.ini").write_text("[pytest]\n")
+        self.write(CONFIG, self.config)
+
+    def take_file(self, name: str, code: str) -> None:
+        super().take_file(name, code)
+        if name == "pyproject.toml":
+            (self.directory / "pytest.ini").unlink(missing_ok=True)
+        if Path(name).name.startswith("test_"):
+            self.judge(self.run(sys.executable, "-m", "pytest", *QUICK, *STRICT, name))
+
+    def script(self, code: str) -> None:
+        self.write("script.py", code)
+        result = self.run(self.python, "-W", "error", "script.py")
+        self.judge(result)
+        if result.stderr:
+            raise PageError(f"it writes to stderr:\n{result.stderr}")
+
+    def command(self, command: Command, *, fails: bool = False) -> None:
+        creates = command.line == f"pgmonkey pgconfig create --filepath {CONFIG}"
+        if creates:
+            (self.directory / CONFIG).unlink()
+        super().command(command, fails=fails)
+        if creates:
+            # What a reader edits in the template is where the server is.
+            self.write(CONFIG, self.config)
+
+    def run(self, *command: Path | str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.directory,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+class Reader(Workspace):
+    """A reader of the tutorial, with an empty directory and the server of its first page."""
+
+    def __init__(self, directory: Path, server: TutorialServer, python: Path | str) -> None:
+        super().__init__(directory, environment_of_programs(), python)
+        self.environ["PGPORT"] = server.port
+        self.environ |= PLUGINS_OF_A_READER
+        server.make_docker(directory.parent / "bin")
+
+    def follow(self, page: Path) -> None:
+        """Do all that a page shows, but for what needs a module that is not here."""
+        lacking = {block.title for block in blocks(page) if not all(map(is_there, block.needs))}
+        for block in blocks(page):
+            if block.note != "skip" and block.title not in lacking:
+                with naming(f"{page.name}, line {block.line}"):
+                    self.take(block)
+
+    def script(self, code: str) -> None:
+        raise PageError("a reader does not know in which file this belongs")
+
+
 def environment(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
     """Give the environment of a page's commands: the server, and programs to run."""
     names = {"host": "HOST", "port": "PORT", "dbname": "NAME", "user": "USER"}
-    environ = {
-        **os.environ,
-        "PYTHONDONTWRITEBYTECODE": "1",
+    return {
+        **environment_of_programs(),
         "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
         **{f"APP_DB_{name}": str(settings[key]) for key, name in names.items()},
         "APP_DB_PASSWORD": str(settings.get("password", "secret")),
         "DATABASE_URL": url_of({key: str(value) for key, value in settings.items()}),
     }
-    if "hostaddr" in settings:
-        # So that a page can name a host that does not exist.
-        environ |= {"PGHOSTADDR": str(settings["hostaddr"]), "PGPORT": str(settings["port"])}
+
+
+def environment_of_programs() -> dict[str, str]:
+    """Give an environment in which this package is installed."""
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
     environ.pop("PYTEST_ADDOPTS", None)
     return environ
 
@@ -353,38 +404,6 @@ def server_config(make_config: Callable[..., Path]) -> dict[str, Any]:
     return config
 
 
-class PageTLSServer(TLSServer):
-    """A server that comes to be called `db.example.com`, with a role `app` as the page has it."""
-
-    def take_certificates(self, directory: Path) -> None:
-        for name in ("server.crt", "server.key", "root.crt"):
-            shutil.copyfile(directory / name, self.guarded.data / name)
-        with self._admin() as conn:
-            conn.execute("SELECT pg_reload_conf()")
-
-    def make_users(self) -> None:
-        super().make_users()
-        with self._admin() as conn:
-            conn.execute(f"CREATE ROLE app LOGIN PASSWORD '{self.password}'")
-            conn.execute("CREATE ROLE reporter LOGIN")
-        hba = self.guarded.data / "pg_hba.conf"
-        hba.write_text("hostssl all reporter 127.0.0.1/32 cert\n" + hba.read_text())
-        with self._admin() as conn:
-            conn.execute("SELECT pg_reload_conf()")
-
-
-@pytest.fixture
-def page_tls_server(tls_binaries: Binaries, tmp_path: Path) -> Iterator[PageTLSServer]:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the program openssl")
-    directory = tmp_path / "authority"
-    directory.mkdir()
-    server = PageTLSServer.start(tls_binaries, directory)
-    assert isinstance(server, PageTLSServer)
-    yield server
-    server.stop()
-
-
 @pytest.fixture(scope="session")
 def production_python(
     tmp_path_factory: pytest.TempPathFactory,
@@ -405,20 +424,12 @@ STORIES = [story for page in PAGES for story in stories(page)]
 
 @pytest.mark.parametrize("story", STORIES, ids=str)
 def test_the_code_of_a_page_runs(
-    story: Story, tmp_path: Path, request: pytest.FixtureRequest, production_python: Any
+    story: Story, tmp_path: Path, server_config: dict[str, Any], production_python: Any
 ) -> None:
     """Every block does what its language says, in the page's order."""
     if lacking := story.lacking():
         pytest.skip(f"needs {lacking}: install it, or the extra 'dev'")
-    config: dict[str, Any]
-    server: PageTLSServer | None = None
-    if story.tls:
-        server = request.getfixturevalue("page_tls_server")
-        settings = server.conninfo(host="db.example.com", hostaddr="127.0.0.1", user="app")
-        config = {"connection_settings": settings}
-    else:
-        config = request.getfixturevalue("server_config")
-    tell(story, Project(tmp_path / "project", config, server, production_python(story.needs)))
+    tell(story, Project(tmp_path / "project", server_config, production_python(story.needs)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the scripts run in this Python there")
@@ -481,6 +492,118 @@ def naming(place: str) -> Iterator[None]:
         yield
     except Exception as error:
         pytest.fail(f"{place}: {type(error).__name__}: {error}", pytrace=False)
+
+
+# --- the tutorial, taken literally ---
+
+_STEM = re.compile(r"^([a-z-]+)$", re.MULTILINE)
+INDEX = TUTORIAL / "index.md"
+PARTS = [
+    TUTORIAL / f"{stem}.md" for stem in re.findall(r"^([a-z-]+)$", INDEX.read_text("utf-8"), re.M)
+]
+
+on_unix = pytest.mark.skipif(sys.platform == "win32", reason="its commands are for a Unix shell")
+
+
+@pytest.fixture(scope="module")
+def tutorial_server() -> Iterator[TutorialServer]:
+    """The server of the tutorial's readers."""
+    server = TutorialServer.start_best()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def readers_python(production_python: Any) -> Path | str:
+    """The Python of production, with what parts of the tutorial need."""
+    needs = {module for page in PARTS for block in blocks(page) for module in block.needs}
+    return production_python(tuple(sorted(filter(is_there, needs))))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def reader(tutorial_server: TutorialServer, tmp_path: Path, readers_python: Path | str) -> Reader:
+    """A reader whose role is a superuser, as that of the container is."""
+    tutorial_server.begin_anew(password_of_the_tutorial(), superuser=True)
+    return Reader(tmp_path / "project", tutorial_server, readers_python)
+
+
+def password_of_the_tutorial() -> str:
+    match = re.search(r"-e POSTGRES_PASSWORD=(\S+) ", INDEX.read_text("utf-8"))
+    assert match is not None
+    return match[1]
+
+
+@on_unix
+@pytest.mark.parametrize("page", PARTS, ids=lambda page: page.stem)
+def test_a_part_of_the_tutorial_runs_alone(
+    page: Path, tutorial_server: TutorialServer, tmp_path: Path, readers_python: Path | str
+) -> None:
+    """Each part does with an empty database, and a superuser where it changes the server."""
+    changes_the_server = "$ docker exec" in page.read_text("utf-8")
+    if changes_the_server:
+        look_for_tls()
+    tutorial_server.begin_anew(password_of_the_tutorial(), superuser=changes_the_server)
+    Reader(tmp_path / "project", tutorial_server, readers_python).follow(page)
+
+
+@on_unix
+def test_the_tutorial_runs_from_start_to_end(reader: Reader) -> None:
+    """All parts in order do in one directory and with one database."""
+    look_for_tls()
+    for page in PARTS:
+        reader.follow(page)
+
+
+def look_for_tls() -> None:
+    """Skip where the tutorial's part on TLS cannot run."""
+    if find_tls_binaries() is None or shutil.which("openssl") is None:
+        miss("a PostgreSQL server with TLS (Debian: postgresql) and openssl")
+
+
+def test_the_tutorial_hides_nothing() -> None:
+    """Comments are notes for this file, and a file that is no code has its name above it."""
+    for page in [INDEX, *PARTS]:
+        text = page.read_text("utf-8")
+        comments = re.findall(r"<!--(.*?)-->", text, re.DOTALL)
+        assert [comment for comment in comments if not _TUTORIAL_NOTE.fullmatch(comment)] == []
+        for name in re.findall(r"<!-- test: file (\S+) -->", text):
+            assert f"`{name}`:\n\n<!-- test: file {name} -->" in text
+
+
+_TUTORIAL_NOTE = re.compile(r" test: (skip|fails|file \S+|needs [\w, ]+) ")
+
+
+def test_a_file_of_the_tutorial_is_the_same_in_each_part() -> None:
+    """One name never stands for two things."""
+    files: dict[str, str] = {}
+    for block in (block for page in PARTS for block in blocks(page) if block.file):
+        assert block.file is not None
+        assert files.setdefault(block.file, block.code) == block.code, block.file
+
+
+def test_the_tutorials_server_is_for_this_machine_alone() -> None:
+    """Its password is known to every reader of the page."""
+    text = INDEX.read_text("utf-8")
+    assert "-p 127.0.0.1:5432:5432" in text
+    assert f"PASSWORD '{password_of_the_tutorial()}'" in text
+
+
+@on_unix
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```python\nprint(1)\n```",
+        "```console\n$ python not_there.py\n```",
+        "```console\n$ export NUMBER=1\n$ echo $NUMBER\n2\n```",
+        "```console\n$ docker run postgres\n```",
+    ],
+)
+def test_a_reader_stops_where_a_page_is_wrong(block: str, tmp_path: Path, reader: Reader) -> None:
+    """Page and line are named."""
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{block}\n", "utf-8")
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md, line 3: PageError:"):
+        reader.follow(page)
 
 
 # --- tables that must not drift from the code ---

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 CERTIFICATE_ROLE = "certificate_user"
 PASSWORD = "correct horse battery staple"
-TLS_HBA = f"""\
+PASSWORD_HBA = """\
 local   all all                          trust
-hostssl all {CERTIFICATE_ROLE} 127.0.0.1/32 cert
 host    all all 127.0.0.1/32             scram-sha-256
 """
+TLS_HBA = f"hostssl all {CERTIFICATE_ROLE} 127.0.0.1/32 cert\n{PASSWORD_HBA}"
 
 _PRIVATE_KEY = {
     "encoding": serialization.Encoding.PEM,
@@ -121,26 +121,10 @@ class Authority:
         return signed.public_bytes(serialization.Encoding.PEM)
 
 
-class TLSServer(EmbeddedServer):
-    """A server on TCP at localhost that speaks TLS.
+class PasswordServer(EmbeddedServer):
+    """A server on TCP at localhost that asks for passwords (SCRAM), and for none on its socket."""
 
-    Its role `pgmonkey` has `password`; `certificate_user` shows a client certificate. Without TLS
-    the password is asked for too.
-    """
-
-    password = PASSWORD
-
-    def __init__(self, binaries: Binaries, directory: Path, *, days: int = 1) -> None:
-        self.authority = Authority(directory, "authority")
-        self.other_authority = Authority(directory, "other_authority")
-        self.client = self.authority.issue(CERTIFICATE_ROLE)
-        self.stranger = self.other_authority.issue(CERTIFICATE_ROLE)
-        self._server_pair = self.authority.issue("localhost", days=days)
-        super().__init__(binaries)
-
-    def bring_up(self) -> None:
-        super().bring_up()
-        self.make_users()
+    hba = PASSWORD_HBA
 
     def start_postmaster(self, tries: int = 5) -> None:
         """Start on a port that was free a moment ago; another program may be quicker."""
@@ -155,11 +139,41 @@ class TLSServer(EmbeddedServer):
                     raise
 
     def settings(self) -> dict[str, str]:
-        tls = {"listen_addresses": "127.0.0.1", "ssl": "on", "ssl_ca_file": "root.crt"}
-        return {**super().settings(), **tls}
+        return {**super().settings(), "listen_addresses": "127.0.0.1"}
 
     def guard_the_door(self) -> None:
-        """Give the server its certificates and the rules of who may enter."""
+        """Write the rules of who may enter."""
+        (self.guarded.data / "pg_hba.conf").write_text(self.hba)
+
+
+class TLSServer(PasswordServer):
+    """A server on TCP at localhost that speaks TLS.
+
+    Its role `pgmonkey` has `password`; `certificate_user` shows a client certificate. Without TLS
+    the password is asked for too.
+    """
+
+    hba = TLS_HBA
+    password = PASSWORD
+
+    def __init__(self, binaries: Binaries, directory: Path, *, days: int = 1) -> None:
+        self.authority = Authority(directory, "authority")
+        self.other_authority = Authority(directory, "other_authority")
+        self.client = self.authority.issue(CERTIFICATE_ROLE)
+        self.stranger = self.other_authority.issue(CERTIFICATE_ROLE)
+        self._server_pair = self.authority.issue("localhost", days=days)
+        super().__init__(binaries)
+
+    def bring_up(self) -> None:
+        super().bring_up()
+        self.make_users()
+
+    def settings(self) -> dict[str, str]:
+        return {**super().settings(), "ssl": "on", "ssl_ca_file": "root.crt"}
+
+    def guard_the_door(self) -> None:
+        """Write the server's certificates, too."""
+        super().guard_the_door()
         data = self.guarded.data
         for source, name in (
             (self._server_pair.certificate, "server.crt"),
@@ -171,7 +185,6 @@ class TLSServer(EmbeddedServer):
             target.chmod(0o600)
             owner = data.stat()
             os.chown(target, owner.st_uid, owner.st_gid)
-        (data / "pg_hba.conf").write_text(TLS_HBA)
 
     def make_users(self) -> None:
         with self._admin() as conn:
