@@ -118,7 +118,15 @@ def load_config(
     allow_sensitive_defaults: bool = False,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Read and check a configuration file; references are expanded only with `resolve_env`."""
+    """Read a configuration file, check it, and give its sections.
+
+    `resolve_env` replaces `${VAR}`, `from_env` and `from_file`; without it they stay as they are.
+    With it, `allow_sensitive_defaults` lets `${VAR:-default}` stand for passwords, too, and
+    `strict` refuses variables that are set but empty.
+
+    Raises `ConfigError`, with the file and the key, where something is wrong, and
+    `EnvInterpolationError` where a variable or a secret file is missing.
+    """
     origin = os.fspath(path)
     options = (resolve_env, allow_sensitive_defaults, strict)
     config = prepare_config(read_mapping(path), origin, *options)

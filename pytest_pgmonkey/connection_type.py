@@ -6,11 +6,15 @@ from enum import Enum
 
 
 class ConnectionType(str, Enum):
-    """The four ways to connect."""
+    """The four ways to connect. Each equals its name as a string, which you may use instead."""
 
+    #: A connection of its own for each block.
     NORMAL = "normal"
+    #: A connection from a psycopg_pool pool for each block.
     POOL = "pool"
+    #: As `NORMAL`, for coroutines.
     ASYNC = "async"
+    #: As `POOL`, for coroutines.
     ASYNC_POOL = "async_pool"
 
     def __str__(self) -> str:
@@ -18,10 +22,12 @@ class ConnectionType(str, Enum):
 
     @property
     def is_async(self) -> bool:
+        """Whether its handles are for coroutines."""
         return self in (ConnectionType.ASYNC, ConnectionType.ASYNC_POOL)
 
     @property
     def is_pool(self) -> bool:
+        """Whether its handles lend connections from a pool."""
         return self in (ConnectionType.POOL, ConnectionType.ASYNC_POOL)
 
     @property

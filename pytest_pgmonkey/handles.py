@@ -64,15 +64,18 @@ AsyncH_co = TypeVar("AsyncH_co", bound="AsyncHandle", covariant=True)
 class ServerFacts:
     """Facts about a server, from a working connection."""
 
+    #: Such as `"17.2"`.
     server_version: str
     database: str
     user: str
     #: The version of TLS, `None` without it.
     tls: str | None
+    #: A name or an address, or the directory of a Unix socket.
     host: str
     port: int
+    #: The process that serves the connection.
     backend_pid: int
-    #: Seconds to get a connection and the answer.
+    #: How many seconds it took to get a connection and the answer.
     elapsed: float
 
 
@@ -146,11 +149,12 @@ class _BaseHandle:
 
     @property
     def connection_type(self) -> ConnectionType:
+        """The handle's type."""
         return self.spec.type
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The configuration that the handle was made from; its repr is redacted."""
+        """The configuration that the handle was made from. Its `repr()` shows no secrets."""
         return RedactedConfig(self.spec.config)
 
     def __repr__(self) -> str:
@@ -278,9 +282,10 @@ class _BaseLease:
 
 
 class Handle(_BaseHandle):
-    """A handle for sync code: `with handle as conn:`.
+    """A handle for sync code: `with handle as conn:` gives a psycopg connection.
 
-    Any number of threads can open blocks at the same time; each block has its own connection.
+    A clean exit from the block commits; an exception rolls back and is raised again. Any number of
+    threads can open blocks at the same time; each block has its own connection.
     """
 
     _source: DirectSource | PoolSource | None
@@ -300,20 +305,27 @@ class Handle(_BaseHandle):
     def connection(self, timeout: float | None = None) -> Lease:
         """Borrow a connection for a block: `with handle.connection() as conn:`.
 
-        Unlike `with handle`, it remembers its connection: the block may end in another function,
-        thread or task than it began in.
+        Use it where a block ends in another function, thread or task than it began in. `timeout`
+        is in seconds. A pool that has no connection for so long raises `psycopg_pool.PoolTimeout`;
+        type `normal` uses it as `connect_timeout`.
         """
         return Lease(self, timeout)
 
     @contextmanager
     def cursor(self, *args: Any, **kwargs: Any) -> Iterator[Cursor[Any]]:
-        """Open a cursor on the surrounding block's connection, or on a new one."""
+        """Open a cursor on the connection of the surrounding block, or on one of its own.
+
+        Takes the arguments of psycopg's `Connection.cursor()`.
+        """
         with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
             yield cursor
 
     @contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[Connection[Any]]:
-        """Open a transaction, or a savepoint if one is open; `with` gives the connection."""
+        """Open a transaction, or a savepoint in the surrounding one; gives the connection.
+
+        With `force_rollback` it is rolled back at its end, also without an exception.
+        """
         with self._here() as conn, OwnContext(conn.transaction(force_rollback=force_rollback)):
             yield conn
 
@@ -326,13 +338,19 @@ class Handle(_BaseHandle):
         return source.pool  # type: ignore[no-any-return]
 
     def test_connection(self) -> ServerFacts:
-        """Connect and return facts about the server; raises if it cannot be reached."""
+        """Connect, and ask the server for facts about it.
+
+        Raises psycopg's own error where it cannot be reached.
+        """
         start = perf_counter()
         with self.connection() as conn:
             return drive(_facts(conn, start))
 
     def disconnect(self) -> None:
-        """Close for good; open blocks close their connections when they end."""
+        """Close for good. Connections in use are closed at the end of their blocks.
+
+        A block that begins later raises `HandleClosedError`: ask the manager for a new handle.
+        """
         drive(self._disconnect(sources.lent_to))
 
     # --- for the manager ---
@@ -427,10 +445,11 @@ class Lease(_BaseLease):
 
 
 class AsyncHandle(_BaseHandle):
-    """A handle for coroutines: `async with handle as conn:`.
+    """A handle for coroutines: `async with handle as conn:` gives a psycopg connection.
 
-    Any number of tasks can open blocks at the same time; each block has its own connection. With
-    type `async_pool`, each event loop has its own pool.
+    A clean exit from the block commits; an exception rolls back and is raised again. Any number of
+    tasks can open blocks at the same time; each block has its own connection. Each event loop has
+    its own connections and pool.
     """
 
     _sources: WeakKeyDictionary[AbstractEventLoop, AsyncDirectSource | AsyncPoolSource]
@@ -459,14 +478,18 @@ class AsyncHandle(_BaseHandle):
     def connection(self, timeout: float | None = None) -> AsyncLease:
         """Borrow a connection for a block: `async with handle.connection() as conn:`.
 
-        Unlike `async with handle`, it remembers its connection: the block may end in another
-        function, thread or task than it began in.
+        Use it where a block ends in another function or task than it began in. `timeout` is in
+        seconds. A pool that has no connection for so long raises `psycopg_pool.PoolTimeout`; type
+        `async` uses it as `connect_timeout`.
         """
         return AsyncLease(self, timeout)
 
     @asynccontextmanager
     async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncCursor[Any]]:
-        """Open a cursor on the surrounding block's connection, or on a new one."""
+        """Open a cursor on the connection of the surrounding block, or on one of its own.
+
+        Takes the arguments of psycopg's `Connection.cursor()`.
+        """
         async with self._here() as conn, OwnContext(conn.cursor(*args, **kwargs)) as cursor:
             yield cursor
 
@@ -474,7 +497,10 @@ class AsyncHandle(_BaseHandle):
     async def transaction(
         self, force_rollback: bool = False
     ) -> AsyncIterator[AsyncConnection[Any]]:
-        """Open a transaction, or a savepoint if one is open; `with` gives the connection."""
+        """Open a transaction, or a savepoint in the surrounding one; gives the connection.
+
+        With `force_rollback` it is rolled back at its end, also without an exception.
+        """
         async with (
             self._here() as conn,
             OwnContext(conn.transaction(force_rollback=force_rollback)),
@@ -485,8 +511,8 @@ class AsyncHandle(_BaseHandle):
     def pool(self) -> AsyncConnectionPool[Any] | None:
         """The psycopg_pool pool of the running loop; `None` for type `async`.
 
-        Outside of a loop it is the handle's only pool. Raises PGMonkeyError if the handle then has
-        no pool, or more than one.
+        `None` for type `async`. Raises `PGMonkeyError` outside of a loop where there is no pool, or
+        more than one.
         """
         if not self.spec.type.is_pool:
             return None
@@ -506,13 +532,19 @@ class AsyncHandle(_BaseHandle):
         return pools[0]
 
     async def test_connection(self) -> ServerFacts:
-        """Connect and return facts about the server; raises if it cannot be reached."""
+        """Connect, and ask the server for facts about it.
+
+        Raises psycopg's own error where it cannot be reached.
+        """
         start = perf_counter()
         async with self.connection() as conn:
             return await adrive(_facts(conn, start))
 
     async def disconnect(self) -> None:
-        """Close for good; open blocks close their connections when they end."""
+        """Close for good. Connections in use are closed at the end of their blocks.
+
+        A block that begins later raises `HandleClosedError`: ask the manager for a new handle.
+        """
         await adrive(self._disconnect(sources.lent_to_async))
 
     # --- for the manager ---

@@ -48,7 +48,9 @@ class CacheInfo(TypedDict):
 class PGConnectionManager:
     """Makes and caches handles: you get the same handle until its configuration changes.
 
-    `configure` (sync types) and `aconfigure` (async types) are called with every new connection.
+    `configure` (for the sync types) and `aconfigure` (for the async types, a function or a
+    coroutine function) are called with every new connection. Threads and tasks may share a
+    manager. `with` and `async with` close it at their end.
     """
 
     def __init__(
@@ -127,9 +129,17 @@ class PGConnectionManager:
     ) -> Handle | PendingHandle[AsyncHandle]:
         """Get the handle of a YAML file.
 
-        The default type is the file's `connection_type`, or `normal`. For the async types, `await`
-        gets the handle and `async with` gets a connection. A new handle connects to its server
-        once: if the server does not answer, psycopg's own error is raised.
+        Without `connection_type` it has the type that the file names, or else `normal`. The sync
+        types give a `Handle`. For the async types, `await` what you get for an `AsyncHandle`, or
+        use it in `async with` for a connection.
+
+        `force_reload` reads the file again and opens a new handle; open blocks finish on the old one.
+        `resolve_env` replaces `${VAR}`, `from_env` and `from_file` in the file. With it,
+        `allow_sensitive_defaults` lets `${VAR:-default}` stand for passwords, too, and `strict`
+        refuses variables that are set but empty.
+
+        Raises `ConfigError` for a bad file. A new handle connects first to prove that its server
+        answers; where that fails, psycopg's own error is raised.
         """
         options = (resolve_env, allow_sensitive_defaults, strict)
         return self._get(read_spec(config_file_path, connection_type, *options), force_reload)
@@ -193,7 +203,10 @@ class PGConnectionManager:
         allow_sensitive_defaults: bool = False,
         strict: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
-        """Get the handle of a dictionary that holds the sections of a configuration file."""
+        """Get the handle of a dictionary that has the sections of a file.
+
+        All else is as with `get_database_connection`.
+        """
         options = (resolve_env, allow_sensitive_defaults, strict)
         return self._get(resolved_spec(config, connection_type, *options), force_reload)
 
@@ -226,13 +239,15 @@ class PGConnectionManager:
         connection_type: str | ConnectionType | None = None,
         force_reload: bool = False,
     ) -> Handle | PendingHandle[AsyncHandle]:
-        """Get the handle of a DSN.
+        """Get the handle of a DSN, as `get_database_connection` does for a file.
 
         The DSN is a URL (`postgresql://user@host/dbname`) or a string of libpq's keywords
-        (`host=… dbname=…`). The default type is `normal`. If you need session settings or a pool
-        size, put the DSN under the key `dsn` of `connection_settings`, in a file or a dictionary.
-        Raises ConfigError if libpq cannot read the DSN. An empty DSN also raises it, so that an
-        unset variable does not connect you to libpq's default database.
+        (`host=… dbname=…`). Without `connection_type` the handle is `normal`. For session settings
+        or the size of a pool, give the DSN as a key of `connection_settings`, in a file or a
+        dictionary.
+
+        Raises `ConfigError` where libpq cannot read the DSN, or where it is empty: an unset
+        variable must not lead to whatever database the environment knows.
         """
         if not isinstance(dsn, str) or not dsn.strip():
             raise ConfigError("the DSN is empty or not a string", hint="is its variable set?")
@@ -313,7 +328,7 @@ class PGConnectionManager:
 
     @property
     def cache_info(self) -> CacheInfo:
-        """The number of cached handles, and their types."""
+        """How many handles the manager holds (`size`), and of which types (`connection_types`)."""
         with self._lock:
             self._drop_ended_loops()
             types = {f"{hash(key) % 16**12:012x}": str(key[0].type) for key in self._cache}
@@ -328,7 +343,7 @@ class PGConnectionManager:
                 handle.disconnect()
 
     async def clear_cache_async(self) -> None:
-        """Disconnect all handles, and wait for the async ones of this loop."""
+        """Disconnect all handles, and wait for the async ones of the running loop."""
         for handle in self._take_all():
             if isinstance(handle, AsyncHandle):
                 await handle.disconnect()
@@ -343,11 +358,14 @@ class PGConnectionManager:
         return handles
 
     def close(self) -> None:
-        """Close everything that the manager opened; you can use the manager again."""
+        """Close what the manager has opened. You can use the manager again afterwards."""
         self.clear_cache()
 
     async def aclose(self) -> None:
-        """Close everything, async handles included; you can use the manager again."""
+        """Close what the manager has opened, and wait for the async handles of the running loop.
+
+        You can use the manager again afterwards.
+        """
         await self.clear_cache_async()
 
     def __enter__(self) -> Self:

@@ -54,7 +54,16 @@ from helpers.pytest_runs import QUICK
 from helpers.servers import find_tls_binaries
 from helpers.tutorial import TutorialServer
 
-from pytest_pgmonkey import ConnectionType, errors, load_config
+import pytest_pgmonkey
+from pytest_pgmonkey import (
+    AsyncHandle,
+    ConnectionType,
+    Handle,
+    PGConnectionManager,
+    errors,
+    load_config,
+)
+from pytest_pgmonkey.testing import PGMonkey
 from pytest_pgmonkey.testing.addresses.urls import url_of
 from pytest_pgmonkey.testing.options import OPTIONS
 
@@ -80,6 +89,9 @@ PLUGINS_OF_A_READER = {
         ["-p", "pytest_asyncio.plugin", "-p", "pytest_pgmonkey.testing.plugin", *QUICK, *STRICT]
     ),
 }
+
+# Public to the package's other modules alone.
+INNER = {"forget_parent"}
 
 _BLOCK = re.compile(
     r"(?:^<!-- test: (?P<note>.*?) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
@@ -637,6 +649,16 @@ def test_every_fixture_is_in_the_table() -> None:
     """The table of fixtures has those of the code."""
     tree = ast.parse((PACKAGE / "testing" / "plugin" / "fixtures.py").read_text("utf-8"))
     assert sorted(fixture_names(tree)) == sorted(first_words(table("fixtures.md", "## Fixtures")))
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """The reference has the names that can be imported, and the methods of their objects."""
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    names = re.findall(r"^\.\. (?:auto|py:)\w+:: (?:[\w.]+\.)?(\w+)", text, re.MULTILINE)
+    assert sorted(names) == sorted({*pytest_pgmonkey.__all__, "PGMonkey"} - {"__version__"})
+    members = set(re.findall(r"\w+", " ".join(re.findall(r":members:([^:.]+)", text))))
+    for kind in (PGConnectionManager, Handle, AsyncHandle, PGMonkey):
+        assert {name for name in dir(kind) if name[0] != "_"} - INNER <= members, kind
 
 
 def fixture_names(tree: ast.Module) -> Iterator[str]:

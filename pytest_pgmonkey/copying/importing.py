@@ -88,7 +88,7 @@ def import_csv(
     fit all values. `lowercase=False` keeps the header's names for it. `truncate` empties the table
     first. `progress` is called with the bytes read and the total, or `None` if it is unknown.
 
-    Raises CSVError with the place in the file if nothing was imported, and the handle's errors if
+    Raises `CSVError` with the place in the file if nothing was imported, and the handle's errors if
     it cannot connect.
     """
     require_sync(handle, "import_csv")

@@ -36,6 +36,7 @@ class UsageError(CSVError, ValueError):
 class CSVResult:
     """The result of an import or export."""
 
+    #: How many.
     rows: int
     #: `schema.table`, `None` for a query.
     table: str | None

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class PGMonkey:
-    """The test's database: everything here works in one transaction that is rolled back."""
+    """The value of the fixture `pgmonkey`: the test's database.
+
+    In rollback isolation everything here works in one transaction that is rolled back, and in
+    clone isolation in a database of the test's own.
+    """
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
@@ -124,8 +128,8 @@ class PGMonkey:
 
         Queries of the application count, by whichever connection or client of the test: not BEGIN,
         COMMIT, savepoints and SET, nor what drivers ask by themselves. `executemany()` and COPY
-        count once. Raises AssertionError at its end, with the statements by place; ValueError for
-        a number below 0.
+        count once. At its end it raises `AssertionError`, with the statements by place, where the
+        number differs.
         """
         return Budget(self._kit.record, number, exactly=True)
 
@@ -138,8 +142,8 @@ class PGMonkey:
 
         What any connection or client has written inside is undone, committed or not; so are
         transactions and settings of connections that were there before. Use it with `with` in sync
-        and async tests; blocks may be nested. Raises KitError in clone isolation, and SandboxError
-        at its beginning or its end where a statement or a pipeline is under way.
+        and async tests; blocks may be nested. Raises `KitError` in clone isolation, and
+        `SandboxError` at its beginning or its end where a statement or a pipeline is under way.
         """
         return self._kit.checkpoint()
 
