@@ -12,20 +12,45 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import psycopg
+import yaml
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
+from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 HERE: Final = Path(__file__).resolve().parent
 WIDTH: Final = 110
-#: Each picture's page, the page's file that runs, and the command.
-PICTURES: Final = {
+NARROW: Final = 90
+#: Each picture of a failing test: its page, the page's file that runs, and the command.
+TESTS: Final = {
     "failure.svg": ("failures.md", "test_stock.py", "python -m pytest -q --tb=short test_stock.py"),
 }
+#: Each picture of the command `pgmonkey` on a file `shop.yaml`, with a server of its own.
+COMMANDS: Final = {
+    "pgconfig-test.svg": "pgmonkey pgconfig test --connconfig shop.yaml --connection-type pool",
+    "audit.svg": "pgmonkey pgserverconfig --connconfig shop.yaml --processes 4 --audit",
+}
+#: What `shop.yaml` has besides the server's address.
+SHOP: Final = {
+    "sync_settings": {"statement_timeout": "30s"},
+    "pool_settings": {"min_size": 2, "max_size": 20},
+}
+ROLES: Final = """
+    CREATE ROLE shop LOGIN;
+    GRANT SELECT ON pg_hba_file_rules TO shop;
+    GRANT EXECUTE ON FUNCTION pg_hba_file_rules() TO shop;
+"""
 # Options of the run that would only distract from what it is about.
 ADDOPTS: Final = "-p pgmonkey -p no:cacheprovider --color=yes"
 # What would change the output from one machine to the next, or from one run to the next.
@@ -98,11 +123,12 @@ def output_of(command: str, name: str, code: str) -> str:
         "PGMONKEY_TIMELINE": "failed",  # a run with options has its server in the header alone
     }
     program, *arguments = command.split()
+    programs = {"python": [sys.executable], "pgmonkey": [sys.executable, "-m", "pytest_pgmonkey"]}
     with TemporaryDirectory() as directory:
         Path(directory, name).write_text(code, "utf-8")
         Path(directory, "pytest.ini").write_text("[pytest]\n", "utf-8")
         result = subprocess.run(
-            [sys.executable if program == "python" else program, *arguments],
+            [*programs[program], *arguments],
             cwd=directory,
             env=environ,
             stdin=subprocess.DEVNULL,
@@ -115,11 +141,26 @@ def output_of(command: str, name: str, code: str) -> str:
     return f"\x1b[2m$\x1b[0m \x1b[1m{command}\x1b[0m\n{result.stdout}"
 
 
-def svg_of(output: str) -> str:
+@contextmanager
+def shop_config() -> Iterator[str]:
+    """Start a server, and give the file `shop.yaml` that leads to it."""
+    server = EmbeddedServer.start(find_binaries())
+    try:
+        server.create_database("shop")
+        with psycopg.connect(**server.admin_conninfo("shop"), autocommit=True) as conn:
+            conn.execute(ROLES)
+        config = server.config("shop")
+        config["connection_settings"]["user"] = "shop"
+        yield yaml.safe_dump({**config, **SHOP})
+    finally:
+        server.stop()
+
+
+def svg_of(output: str, width: int = WIDTH) -> str:
     """Draw what a terminal shows."""
     console = Console(
         record=True,
-        width=WIDTH,
+        width=width,
         file=io.StringIO(),
         force_terminal=True,
         color_system="truecolor",
@@ -135,9 +176,13 @@ def svg_of(output: str) -> str:
 def main() -> None:
     """Make all of them."""
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    for picture, (page, name, command) in PICTURES.items():
+    for picture, (page, name, command) in TESTS.items():
         drawn = svg_of(output_of(command, name, file_of(page, name)))
         (directory / picture).write_text(drawn, "utf-8")
+    with shop_config() as config:
+        for picture, command in COMMANDS.items():
+            drawn = svg_of(output_of(command, "shop.yaml", config), NARROW)
+            (directory / picture).write_text(drawn, "utf-8")
 
 
 if __name__ == "__main__":
