@@ -1,6 +1,6 @@
 """The test side: servers, the rolled-back transaction, fixtures. Production never imports it.
 
-`PGMonkey`, the type of the fixture `pgmonkey`, is for annotations.
+Use `PGMonkey`, the type of the fixture `pgmonkey`, in annotations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The real connections that handles give in clone isolation: psycopg's own, past the passage."""
+"""The real connections of handles in clone isolation: psycopg's, whose statements are recorded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["AsyncCloneConnection", "CloneConnection", "CloneConnector", "Loans"]
 
 
 class _Past:
-    """What both kinds have for the record."""
+    """What both classes need for the record."""
 
     pgconn: PGconn
     _is_ours = False  # for as long as its statements are not the application's
@@ -74,7 +74,7 @@ def _past_the_passage(conn: Any, gen: Generator[Any, Any, Any]) -> Generator[Any
 
 
 def _ending(conn: Any, gen: Any, word: str) -> Generator[Any, Any, Any]:
-    """Run a commit or a rollback, and tell of it where it has ended something."""
+    """Run a commit or a rollback, and record it if it ended a transaction."""
     was_in_block = conn.in_block
     result = yield from gen
     if was_in_block:
@@ -93,7 +93,7 @@ def _statements(conn: Any, gen: Any) -> tuple[Statement, ...]:
 
 
 class CloneConnector(Connector):
-    """Opens connections whose statements pass, the settings of their file excepted."""
+    """Opens connections whose statements are recorded, except the settings of their file."""
 
     sync_class = CloneConnection
     async_class = AsyncCloneConnection
@@ -106,23 +106,23 @@ class CloneConnector(Connector):
 
 
 class Loans:
-    """The connections that a handle has lent just now, with the places where they were borrowed."""
+    """The connections that a handle has lent, with the places where they were borrowed."""
 
     def __init__(self) -> None:
         self._loans: dict[int, tuple[Any, Any, Place]] = {}
 
     def note(self, source: Any, conn: Any) -> Any:
-        """Note that one was borrowed; gives it."""
+        """Note that a connection was borrowed, and return it."""
         self._loans[id(conn)] = source, conn, caller()
         return conn
 
     def end(self, conn: Any) -> Any:
-        """Forget one that is returned; gives where it came from."""
+        """Forget a returned connection, and return the source that it came from."""
         return self._loans.pop(id(conn))[0]
 
     @property
     def left(self) -> list[Left]:
-        """Those that were not returned."""
+        """The connections that were not returned."""
         return [Left(place, _is_open(conn)) for _, conn, place in self._loans.values()]
 
 

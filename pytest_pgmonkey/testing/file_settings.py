@@ -1,4 +1,4 @@
-"""What of a configuration file holds in a test; all of it is decided here.
+"""Decides which settings of a configuration file apply in a test.
 
 | where a handle leads | what holds |
 |---|---|

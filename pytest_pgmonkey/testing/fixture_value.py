@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 class PGMonkey:
     """The value of the fixture `pgmonkey`: the test's database.
 
-    In rollback isolation everything here works in one transaction that is rolled back, and in
-    clone isolation in a database of the test's own.
+    Under rollback isolation everything here works in one transaction, which is rolled back; under
+    clone isolation it works in the test's own database.
     """
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
 
     def __repr__(self) -> str:
-        # Pytest shows it with a failure: nothing is started for it.
+        # Pytest shows it with a failure, so it must not start anything.
         return f"<PGMonkey {redact_text(make_conninfo(**self._kit.isolation.conninfo))!r}>"
 
     @cached_property
     def manager(self) -> PGConnectionManager:
-        """A manager; whatever file or dictionary it is given leads to the test's database."""
+        """A manager. Any file or dictionary that you give it leads to the test's database."""
         return self._kit.handles.manager()
 
     @cached_property
@@ -65,49 +65,49 @@ class PGMonkey:
 
     @property
     def config(self) -> dict[str, Any]:
-        """A configuration that leads a `PGConnectionManager` in another process to the test."""
+        """A configuration with which a `PGConnectionManager` in another process joins the test."""
         conninfo = self._kit.gateway.conninfo(Purpose.TEST)
-        self._kit.accept(conninfo["dbname"])  # in this process its handles are led there anyway
+        self._kit.accept(conninfo["dbname"])  # handles in this process lead there anyway
         return {"connection_settings": {**conninfo, "port": int(conninfo["port"])}}
 
     @property
     def config_path(self) -> Path:
-        """The same as a YAML file, which is removed with the run."""
+        """A YAML file with `config`; it is removed at the end of the run."""
         return self._kit.files.write(self.config)
 
     @property
     def dsn(self) -> str:
-        """What any client connects with, in any process: it joins the test.
+        """The DSN with which any client in any process joins the test.
 
-        In rollback isolation it works in the test's transaction, in clone isolation in the test's
-        database. Its connections end with the test. From the first use on the kit listens on a
-        Unix socket that this user alone can reach.
+        In rollback isolation the client works in the test's transaction, in clone isolation in the
+        test's database. Its connections end with the test. From the first use on, the kit listens
+        on a Unix socket that only this user can reach.
         """
         return make_conninfo(**self._kit.gateway.conninfo(Purpose.TEST))
 
     @property
     def url(self) -> str:
-        """The same as `postgresql://user:password@127.0.0.1:port/name`.
+        """The same address as a URL: `postgresql://user:password@127.0.0.1:port/name`.
 
-        Validators and several drivers take nothing else. From the first use on the kit listens on
-        loopback, too, with a password that is made for this run.
+        Validators and several drivers accept only a URL. From the first use on, the kit also
+        listens on loopback, with a password that is new in each run.
         """
         return url_of(self._by_tcp)
 
     @property
     def peek(self) -> str:
-        """What `psql` connects with to look at the test while it stands still, at a breakpoint say.
+        """The DSN with which `psql` looks at a test that stands still, for example at a breakpoint.
 
-        It reads what the test has written so far, committed or not, and writes nothing. In clone
-        isolation it reads what is committed.
+        It shows what the test has written so far, committed or not, and writes nothing. In clone
+        isolation it shows what is committed.
         """
         return make_conninfo(**self._kit.gateway.conninfo(Purpose.PEEK))
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables that lead a child process to the test: libpq's own, and `DATABASE_URL`.
+        """Variables with which a child process joins the test: libpq's and `DATABASE_URL`.
 
-        Give them with what the child needs besides: `env={**os.environ, **pgmonkey.env}`.
+        Pass them together with the child's others: `env={**os.environ, **pgmonkey.env}`.
         """
         by_tcp = self._by_tcp
         return {
@@ -124,30 +124,30 @@ class PGMonkey:
         return self._kit.gateway.conninfo_by_tcp(Purpose.TEST)
 
     def assert_num_queries(self, number: int) -> Budget:
-        """Give a block in which exactly so many queries run, in sync and async code alike.
+        """Give a block that fails unless exactly `number` queries run, in sync or async code.
 
-        Queries of the application count, by whichever connection or client of the test: not BEGIN,
-        COMMIT, savepoints and SET, nor what drivers ask by themselves. `executemany()` and COPY
-        count once. At its end it raises `AssertionError`, with the statements by place, where the
-        number differs.
+        The application's queries on all connections and clients of the test count. BEGIN, COMMIT,
+        savepoints, SET, and queries that drivers send on their own do not. `executemany()` and
+        COPY count once. The block raises `AssertionError` at its end, with the statements by place.
+        Raises `ValueError` for a number below 0.
         """
         return Budget(self._kit.record, number, exactly=True)
 
     def assert_max_num_queries(self, number: int) -> Budget:
-        """Give a block in which at most so many queries run; see `assert_num_queries`."""
+        """Give a block that fails if more than `number` queries run; see `assert_num_queries`."""
         return Budget(self._kit.record, number, exactly=False)
 
     def checkpoint(self) -> AbstractContextManager[None]:
-        """Give a block after which the test's data is as it was before.
+        """Give a block that is undone at its end: then the test's data is as it was before.
 
-        What any connection or client has written inside is undone, committed or not; so are
-        transactions and settings of connections that were there before. Use it with `with` in sync
-        and async tests; blocks may be nested. Raises `KitError` in clone isolation, and
-        `SandboxError` at its beginning or its end where a statement or a pipeline is under way.
+        It undoes what any connection or client wrote inside, committed or not, and restores the
+        transactions and settings of connections from before. Use a plain `with` in sync and async
+        tests; blocks may be nested. Raises `KitError` in clone isolation. Raises `SandboxError` if a
+        statement or a pipeline is under way when the block begins or ends.
         """
         return self._kit.checkpoint()
 
     def execute(self, query: Query, params: Params | None = None) -> Cursor[Any]:
-        """Run one statement in autocommit, from sync and async tests alike; gives its cursor."""
+        """Run one statement in autocommit and return its cursor; for sync and async tests."""
         __tracebackhide__ = True
         return self._kit.isolation.execute(query, params)

@@ -73,12 +73,12 @@ _NO_CHECKPOINT: Final = (
 class Kit:
     """What the fixtures of one process share; made at their first use.
 
-    Without `prepare()` it has a server alone. `isolations_wanted` gives those that the run's tests
-    ask for, `restart_wanted` whether any of them asks for sequences as the template has them.
-    Clients may come in at `entrance` before any test.
+    Before `prepare()` it has only a server. `isolations_wanted` gives the isolations that the run's
+    tests ask for. `restart_wanted` tells whether a test asks for sequences as the template has
+    them. Clients may connect to `entrance` before any test.
     """
 
-    # There once the database is prepared, for which every fixture asks first.
+    # These exist once the database is prepared, which every fixture asks for first.
     handles: OwnHandles
     isolation: Isolation
     _rollback: RollbackIsolation
@@ -115,11 +115,11 @@ class Kit:
         self.may_clone = False
         """Whether the test that began last is in rollback isolation and could be in a clone."""
         self.may_move = False
-        """Whether it is run in a clone if it is refused anything."""
+        """Whether a refusal moves it into a clone."""
         self.has_moved = False
         """Whether the test that began last is in a clone although it did not ask for one."""
         self.leaks: list[str] = []
-        """What the test that has ended last has left open, for its report."""
+        """What the test that ended last has left open, for its report."""
         self.files = ConfigFiles()
         self._ends = ExitStack()
         self._ends.callback(self.files.remove)
@@ -133,7 +133,7 @@ class Kit:
         return server
 
     def _start(self, start: Callable[[], Server]) -> tuple[Server, bool]:
-        """Give the server, and whether it was started for this."""
+        """Give the server, and whether this call started it."""
         with self._starting:
             if self._server is not None:
                 return self._server, False
@@ -158,8 +158,8 @@ class Kit:
     def prepare(self, steps: Iterable[Any], launched: Future[Server] | None = None) -> Database:
         """Make the database of this process, load the schema into it, and connect to it.
 
-        The server may be launched already, with these steps in mind. Once made it serves to the
-        end of the run: a test that is run again may have ended the session's fixtures.
+        The server may already be launched for these steps. The database is made only once in a
+        run, because a test that is run again may have ended the session's fixtures.
         """
         if self._database is None:
             self._end_sessions()
@@ -172,11 +172,11 @@ class Kit:
         return self._database
 
     def _preparation(self, steps: Iterable[Any], launched: Future[Server] | None) -> Preparation:
-        """Have a server with the template of the schema; one that fails to get it is stopped."""
+        """Start a server with the template of the schema, and stop it if that fails."""
         options = self._options
         resolved = resolve_steps(steps, options.rootdir)
         if resolved or options.extensions:
-            refuse_existing(options)  # where a fixture, and no option, has given the steps
+            refuse_existing(options)  # the steps came from a fixture, not from an option
         recipe = recipe_of(resolved, options.extensions, options.rootdir)
 
         def start() -> Server:
@@ -225,7 +225,7 @@ class Kit:
 
     @property
     def gateway(self) -> Gateway:
-        """What any client joins the tests through; it listens from its first use on."""
+        """The gateway, by which any client joins the tests; it listens from its first use on."""
         with self._opening:
             if self._gateway is None:
                 from .gateway.entrance.entrance import Entrance
@@ -245,15 +245,15 @@ class Kit:
             return self._gateway
 
     def accept(self, dbname: str) -> None:
-        """Let handles in this process name a database as the kit does."""
+        """Let handles in this process use this name for the test's database."""
         self._interception.accept(dbname)
 
     def _outside(self) -> dict[str, str]:
-        """Give libpq's keywords of the database that clients read where no test runs."""
+        """Give libpq's keywords of the database that clients read while no test runs."""
         return self._greeter() if self._database is None else self._rollback.conninfo
 
     def _greeter(self) -> dict[str, str]:
-        """Give libpq's keywords of a database that is there as long as the server."""
+        """Give libpq's keywords of a database that exists as long as the server."""
         server = self._for_clients()
         return server.conninfo(server.admin_conninfo()["dbname"])
 
@@ -263,7 +263,7 @@ class Kit:
     def share(self, *, restarts: bool = False) -> Iterator[Connection[Any]]:
         """Give a connection whose work the tests of a scope see, until the block ends.
 
-        Where it `restarts`, it finds sequences as the template has them.
+        With `restarts`, the connection finds sequences as the template has them.
         """
         with self._between:
             self._end_sessions()
@@ -280,7 +280,7 @@ class Kit:
     def widen(self, make: Callable[[OuterTransaction], WiderSession]) -> WiderSession | None:
         """Open a scope for a transaction that a client has begun outside of a test.
 
-        Gives `None` where a test has begun meanwhile, or the database is not prepared.
+        Returns `None` if a test has begun meanwhile, or the database is not prepared.
         """
         with self._between:
             if self._depth or self._database is None or self._interception.leading is not None:
@@ -293,26 +293,26 @@ class Kit:
             return self._rollback.widen(make, restarts=restarts)
 
     def _prepare_for_clones(self) -> None:
-        """Make their template, if they may be wanted, while nobody has written to the database."""
+        """Make the clones' template, if tests may want one, before the database is written to."""
         wanted = self._isolations_wanted()
         if "clone" in wanted or ("auto" in wanted and self._makes_clones):
             self._clones.make_template()
 
     @property
     def _makes_clones(self) -> bool:
-        """Whether it makes them unasked: never of a database that is not its own."""
+        """Whether it makes clones unasked: it never copies a database that is not its own."""
         return self._database is not None and not self._database.is_existing
 
     def leave(self, scope: Scope[Any]) -> None:
-        """Close such a scope, at the end of the test where one runs."""
+        """Close a client's scope: now, or at the end of the running test."""
         with self._between:
             self._rollback.leave(scope, in_test=bool(self._depth))
 
     def begin(self, isolation: str, needs_clone: bool = False, restarts: bool = False) -> None:
-        """Begin a test; fixtures may do so several times, the first one counts.
+        """Begin a test. Several fixtures may call this; only the first call counts.
 
-        In isolation auto it is in a clone where it `needs_clone`, and where it can be. Where it
-        `restarts`, it finds sequences as the template has them; a clone does anyway.
+        With isolation auto, the test runs in a clone if it `needs_clone` and can have one. With
+        `restarts`, it finds sequences as the template has them; in a clone it does anyway.
         """
         with self._between:
             if not self._depth:
@@ -329,7 +329,7 @@ class Kit:
         self.may_move = self.may_clone and isolation == "auto"
         test: Isolation = self._clone() if is_cloned else self._rollback
         if self._keeping is not None and not (is_cloned or self._obstacle_to_keeping()):
-            self._clones.make_template()  # of what the next test finds, should this one be kept
+            self._clones.make_template()  # for the next test, in case this one's database is kept
         restarts = restarts and not is_cloned
         self._check_restart(restarts=restarts)
         if restarts:
@@ -349,7 +349,7 @@ class Kit:
         return CloneIsolation(self._clones, self.server, CloneConnector, Loans, retire)
 
     def _note_sequences(self) -> None:
-        """Know where sequences are to stand before any test has moved them, if one will ask."""
+        """Note where sequences stand before any test moves them, if a test will ask for that."""
         if self._restart_wanted() or self._options.sequences == "restart":
             self._rollback.note_sequences()
 
@@ -358,14 +358,14 @@ class Kit:
             raise KitError(_RESTARTS_FOR_ITSELF)
 
     def _before_copy(self) -> None:
-        """Let go of the prepared database, with sequences as tests are to find them."""
+        """Disconnect from the prepared database, with sequences as tests should find them."""
         if self._makes_clones:
             self._rollback.put_sequences_back()
         self._rollback.close()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Have data come that every test shall see."""
+        """Let somebody write data that every test should see."""
         self._clones.forget_template()
         if not self._depth:  # a running test has used what follows
             self._rollback.put_sequences_back()
@@ -376,11 +376,11 @@ class Kit:
 
     @property
     def refusal(self) -> str:
-        """Why the test that began last is to be run in a clone; empty where it is not."""
+        """Why the test that began last must run in a clone; empty if it need not."""
         return self._rollback.refusals.first if self.may_move else ""
 
     def checkpoint(self) -> Checkpoint:
-        """Give a block that is undone by itself; its test is not run again in a clone.
+        """Give a block that is undone at its end; its test is never run again in a clone.
 
         Raises KitError in clone isolation.
         """
@@ -394,14 +394,14 @@ class Kit:
         return Checkpoint(lead)
 
     def expect_test(self) -> None:
-        """Forget what is known of the last test."""
+        """Forget the last test."""
         self.may_clone = self.may_move = self.has_moved = False
         self.leaks = []
 
     def end(self) -> tuple[list[str], list[str]]:
-        """End a test: undo it, and give its failures and what else its report should tell.
+        """End a test and undo it; return its failures, and what else its report should tell.
 
-        Where that cannot be done the run stops, and SpoiledError is raised.
+        If it cannot be undone, the run stops. Then this raises SpoiledError.
         """
         with self._between:
             return self._end()
@@ -412,7 +412,7 @@ class Kit:
             return [], []
         self._interception.end_test()
         self.record.end()
-        self._rollback.refusals.moves = False  # what is between tests does not move
+        self._rollback.refusals.moves = False  # a refusal between tests moves no test
         self._end_sessions()
         test, self.isolation = self.isolation, self._rollback
         try:
@@ -429,7 +429,7 @@ class Kit:
                 self._gateway.end_clients()
 
     def _see_leaks(self, test: Isolation) -> list[str]:
-        """Note what a test has left open; gives what it fails by."""
+        """Note what a test has left open; return the failures that this means."""
         self.leaks = []
         if not test.left or self._options.leaks == "off":
             return []
@@ -442,7 +442,7 @@ class Kit:
         return []
 
     def _end_and_keep(self, keeping: Keeping) -> tuple[list[str], list[str]]:
-        """End a test in rollback isolation whose database is kept, and make another one."""
+        """End a test in rollback isolation, keep its database, and make another one."""
         assert self._database is not None
         if not self._clones.has_template:
             keeping.fail("what every test finds has changed while it ran")
@@ -460,7 +460,7 @@ class Kit:
         return told
 
     def _obstacle_to_keeping(self) -> str:
-        """Tell why the database of a test in rollback isolation cannot be kept; mostly nothing."""
+        """Tell why the database of a test in rollback isolation cannot be kept; empty if it can."""
         if self._database is None or self._database.is_existing:
             return "nothing is ever committed in a database that is not the kit's own"
         if self._rollback.is_shared:
@@ -470,12 +470,12 @@ class Kit:
         return ""
 
     def _end_sessions(self) -> None:
-        """Have no client of the gateway connected to a database that is copied or dropped next."""
+        """Disconnect the gateway's clients from a database that is copied or dropped next."""
         if self._gateway is not None:
             self._gateway.end_sessions()
 
     def pointer(self) -> str:
-        """Tell how to look at the running test, or why one cannot; empty where none runs."""
+        """Tell how to look at the running test, or why that is impossible; empty if none runs."""
         if not self._depth:
             return ""
         try:
@@ -498,7 +498,7 @@ class Kit:
             passage.recorder = None
 
     def see(self, test: str, when: str, *, failed: bool) -> str:
-        """Follow the phases of a test whose database may be kept; give what its report tells."""
+        """Note a phase of a test whose database may be kept; return a text for its report."""
         if self._keeping is None:
             return ""
         running = self.isolation if self._depth else None
@@ -508,14 +508,14 @@ class Kit:
     def close(self) -> None:
         """End everything that the process has started."""
         if os.getpid() != self._pid:
-            return  # a child that was forked has started nothing of it
+            return  # a forked child has started none of it
         if self._gateway is not None:
             self._gateway.close()  # it may be older than what its clients are connected to
         self._ends.close()
 
 
 class OwnHandles:
-    """Makes handles and managers that lead to the running test, whatever else is intercepted.
+    """Makes handles and managers that lead to the running test, even without interception.
 
     `config` is the configuration of the prepared database.
     """
@@ -533,7 +533,7 @@ class OwnHandles:
         return self.manager()
 
     def manager(self) -> PGConnectionManager:
-        """Give a new manager; any path or dictionary given to it leads to the test's database."""
+        """Give a new manager; any path or dictionary you give it leads to the test's database."""
         manager = PGConnectionManager()
         self._interception.adopt(manager)
         return manager

@@ -1,4 +1,4 @@
-"""The prepared database of a test process: how it is made, and how fixtures show it."""
+"""The prepared database of a test process, and the value of `pgmonkey_database`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class _RealSources:
 
 
 class Preparation:
-    """Makes the database of a process: schema and extensions, from a template where there is one.
+    """Makes the database of a process with schema and extensions, from a template if there is one.
 
-    Tests may run in the server's own database as it is, where there is nothing to load. `led` is
-    called when handles and clients lead elsewhere next.
+    If there is nothing to load, tests may run in the server's own database as it is. `led` is
+    called before handles and clients lead elsewhere.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class Preparation:
             self._create()
 
     def remake(self, failures: list[str]) -> None:
-        """Make the database anew after a test has committed something in it.
+        """Make the database again after a test has committed something in it.
 
-        Raises SpoiledError, with what else has failed, where that would lose other data.
+        Raises SpoiledError, which also names `failures`, if that would lose other data.
         """
         if self.is_existing or self._unblocked:
             told = f"the database {self.name!r} is no longer as it was: the run stops"
@@ -95,12 +95,12 @@ class Preparation:
         self._create()
 
     def pristine(self) -> str | None:
-        """Give the template of which the database is a copy to which nothing came."""
+        """Give the template that the database is still an unchanged copy of."""
         return None if self._unblocked else self.template()
 
     @contextmanager
     def unblock(self) -> Iterator[None]:
-        """Lead handles to the database for a block; from then on it cannot be made again."""
+        """Lead handles to the database for a block. After that it cannot be made again."""
         self._unblocked = True
         with self._leading_to(self.name):
             yield
@@ -141,8 +141,8 @@ class Preparation:
 class Database:
     """The prepared database of this process; the value of the fixture `pgmonkey_database`.
 
-    `outside` leads past every test's transaction; `changing` is entered while data comes that
-    every test shall see.
+    `outside` leads past every test's transaction. `changing` is entered while data is written
+    that every test should see.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Database:
 
     @property
     def is_existing(self) -> bool:
-        """Whether it is the server's own, in which nothing is ever committed."""
+        """Whether it is the server's own database, in which the kit never commits anything."""
         return self._preparation.is_existing
 
     def __repr__(self) -> str:
@@ -169,28 +169,28 @@ class Database:
 
     @property
     def dsn(self) -> str:
-        """What libpq connects with: `host=… dbname=…`.
+        """The DSN of the database: `host=… dbname=…`.
 
-        Such a connection is outside of every test's transaction: **it commits for good**. It waits
-        for a lock no longer than `wait-timeout` (its `lock_timeout`).
+        Such a connection is outside of every test's transaction: **it commits for good**. Its
+        `lock_timeout` is `wait-timeout`, except behind a connection pooler.
         """
         return make_conninfo(**self._outside.conninfo)
 
     @property
     def url(self) -> str:
-        """The same as a URL, for tools that want one: `postgresql://user@host/name`."""
+        """The database as a URL: `postgresql://user@host/name`. It has no `lock_timeout`."""
         return url_of(self._server.conninfo(self.name))
 
     @property
     def config_path(self) -> Path:
-        """A YAML file that leads a subprocess to this database; it is removed with the run."""
+        """A YAML file that leads a subprocess to this database; it is removed at the run's end."""
         return self._files.write(self._server.config(self.name))
 
     @contextmanager
     def unblock(self) -> Iterator[None]:
-        """Let handles write to this database for a block, for data that every test shall see.
+        """Let handles write to this database for a block, for data that every test should see.
 
-        Raises KitError in an existing database, in which nothing is ever committed.
+        Raises KitError in an existing database, where the kit never commits anything.
         """
         if self._preparation.is_existing:
             raise KitError(

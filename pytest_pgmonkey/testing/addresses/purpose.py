@@ -1,4 +1,4 @@
-"""What a client comes to the gateway for."""
+"""What a client of the gateway wants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Purpose"]
 
 
 class Purpose(IntEnum):
-    """What a client has come for, told by the port that it came to."""
+    """What a client wants; the port that it connects to tells."""
 
     SESSION = 0
     """It lives on from test to test."""

@@ -1,4 +1,4 @@
-"""The option `env`: environment variables that lead an application to the tests."""
+"""The option `env`: environment variables that give an application the tests' address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class Variable(NamedTuple):
-    """An environment variable, and what of an address it holds."""
+    """An environment variable, and the part of an address that it holds."""
 
     name: str
     part: str
@@ -27,7 +27,7 @@ class Variable(NamedTuple):
 
 
 def read_variable(line: str) -> Variable | None:
-    """Read `NAME`, `NAME = url`, `NAME = url:SCHEME`, `NAME = host`…; `None` is none of them."""
+    """Read `NAME`, `NAME = url`, `NAME = url:SCHEME`, `NAME = host`…; else give `None`."""
     found = _LINE.fullmatch(line.strip())
     if found is None:
         return None
@@ -43,7 +43,7 @@ def values(
     dsn: Callable[[], str],
     by_tcp: Callable[[], Mapping[str, str]],
 ) -> dict[str, str]:
-    """Give the variables' values; an address that none of them needs is not asked for."""
+    """Give the variables' values; ask only for addresses that they need."""
     found = {}
     for variable in variables:
         if variable.part == "dsn":

@@ -71,14 +71,14 @@ class Clones:
         return self._ready.popleft().result()
 
     def mark(self) -> object:
-        """Give what is equal to a later one only if nothing on the server was written between."""
+        """Give a mark; two are equal only if nothing was written on the server between them."""
         jobs = self._jobs
         if self._last_job is not None and not self._last_job.done():
             return object()  # our own jobs write, too
         return self._watching().execute(_NEXT_XID).fetchone(), jobs
 
     def is_in_use(self, name: str) -> bool:
-        """Whether somebody has a transaction open in a clone: none that is open is in a mark."""
+        """Whether somebody has a transaction open in a clone; a mark does not show open ones."""
         return self._watching().execute(_OPEN, [name]).fetchone() is not None
 
     def _watching(self) -> psycopg.Connection[Any]:
@@ -116,7 +116,7 @@ class Clones:
 
     @property
     def has_template(self) -> bool:
-        """Whether there is one of what the prepared database holds now."""
+        """Whether there is a template with the prepared database's present content."""
         return self._template is not None
 
     def make_template(self) -> str:
@@ -129,14 +129,14 @@ class Clones:
         return self._template
 
     def close(self) -> None:
-        """End the thread after what it has to do; databases go with the server or the run."""
+        """End the thread after its pending work; the server or the run removes the databases."""
         self._thread.shutdown()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
     def _order(self, ready: int) -> None:
-        """See to it that so many clones are made, or being made."""
+        """Make sure that so many clones exist or are being made."""
         while len(self._ready) < ready:
             made = self._submit(self._create, self._name("clone"), str(self._template))
             self._ready.append(made)

@@ -82,7 +82,7 @@ class _AsyncLent:
 
 
 class CloneIsolation:
-    """What one test runs in: a clone, to which handles lead by production's own sources.
+    """What one test runs in: a clone, which handles reach through production's own sources.
 
     `connector` opens their connections, of which `loans` keeps account; `retire` takes the
     isolation of a test that has ended, and gives its clone back at some time.
@@ -135,7 +135,7 @@ class CloneIsolation:
 
     @property
     def leads_to(self) -> dict[str, str]:
-        """Where the gateway's clients have sessions of their own."""
+        """The database in which the gateway's clients have their own sessions."""
         return self.conninfo
 
     def execute(self, query: Any, params: Any) -> psycopg.Cursor[Any]:
@@ -152,7 +152,7 @@ class CloneIsolation:
         return self._connection
 
     def end(self) -> tuple[list[str], list[str]]:
-        """Close what the test has opened; there is nothing to tell of it."""
+        """Close what the test has opened."""
         self.left = [left for lent in self._lent.values() for left in lent.loans.left]
         for twin in self._twins:
             twin._end_all()

@@ -50,12 +50,12 @@ class Keeping:
         self._last: Kept | None = None
 
     def hold(self, ended: CloneIsolation) -> None:
-        """Take over the clone of a test that has used it for the last time."""
+        """Take over a clone that its test no longer uses."""
         self._let_go()
         self._held = ended
 
     def close(self) -> None:
-        """Keep what was promised, also where the run ends before the test's teardown does."""
+        """Keep what was promised, even if the run ends before the test's teardown does."""
         if self._plan is not None:
             self._settle()
 
@@ -81,7 +81,7 @@ class Keeping:
         return self._plan is not None
 
     def keep(self, name: str) -> bool:
-        """Keep a database as it was told, in which nothing will be done any more."""
+        """Keep a database as announced; nothing will use it any more."""
         assert self._plan is not None
         self._problem = self._keep(name, self._plan)
         return not self._problem

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def pgmonkey_schema(pytestconfig: pytest.Config) -> list[Any]:
-    """Schema steps of the test database: SQL files, directories, functions; to be overridden."""
+    """Schema steps of the test database: SQL files, directories, functions. Override it."""
     return list(pytestconfig.stash[OPTIONS].schema)
 
 
@@ -51,8 +51,8 @@ def pgmonkey_database(pytestconfig: pytest.Config, pgmonkey_schema: list[Any]) -
 @pytest.fixture(scope="session")
 def _pgmonkey_kit() -> Kit:
     """The kit with its database prepared."""
-    # Asked for here and not in the signature: pytest walks through all of a signature's session
-    # fixtures for each test anew, which costs as much as a statement.
+    # Not in the signature: pytest walks through all session fixtures of a signature again for
+    # each test, which costs as much as a statement.
     request = current_request()
     request.getfixturevalue("pgmonkey_database")
     watch(request.config)
@@ -62,7 +62,7 @@ def _pgmonkey_kit() -> Kit:
 
 @pytest.fixture(scope="session")
 def pgmonkey_dsn(_pgmonkey_kit: Kit) -> str:
-    """What any client connects with once for the whole session, to join the tests one by one."""
+    """DSN for pools and servers that live all session: any client joins the running test."""
     from psycopg.conninfo import make_conninfo
 
     from ..addresses.purpose import Purpose
@@ -72,7 +72,7 @@ def pgmonkey_dsn(_pgmonkey_kit: Kit) -> str:
 
 @pytest.fixture(scope="session")
 def pgmonkey_url(_pgmonkey_kit: Kit) -> str:
-    """The same as a URL: postgresql://user:password@127.0.0.1:port/name."""
+    """pgmonkey_dsn as a URL: postgresql://user:password@127.0.0.1:port/name."""
     from ..addresses.purpose import Purpose
     from ..addresses.urls import url_of
 
@@ -113,7 +113,7 @@ def pgmonkey(_pgmonkey_kit: Kit) -> Iterator[PGMonkey]:
 
 @pytest.fixture
 def pgmonkey_manager(_pgmonkey_kit: Kit) -> Iterator[PGConnectionManager]:
-    """A PGConnectionManager; any path or dictionary given to it leads to the test's database."""
+    """A PGConnectionManager. Any path or dictionary you give it leads to the test's database."""
     begin(_pgmonkey_kit)
     yield _pgmonkey_kit.handles.manager()
     settle(_pgmonkey_kit)
@@ -153,7 +153,7 @@ def pgmonkey_async_pool(_pgmonkey_kit: Kit) -> Iterator[AsyncPoolHandle]:
 
 @pytest.fixture
 def pgmonkey_connection(_pgmonkey_kit: Kit, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A handle; the test runs once per connection type of its own kind, sync or async."""
+    """A handle; the test runs once per connection type of its kind, sync or async."""
     from ..other_kind import view
 
     begin(_pgmonkey_kit)
