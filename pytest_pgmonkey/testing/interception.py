@@ -1,4 +1,4 @@
-"""What stands between the application's handles and their servers while a test session runs."""
+"""Leads the application's handles to the running test instead of their own servers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Interception:
     # What handles lead to
 
     def collected(self) -> None:
-        """Note that the tests are known: from now on handles are refused where none runs."""
+        """Note that the tests are known: from now on handles are refused while no test runs."""
         self._collected = True
 
     @contextmanager
@@ -64,22 +64,22 @@ class Interception:
 
     @property
     def leading(self) -> Sources | None:
-        """What handles borrow from now, `None` where no test runs."""
+        """What handles borrow from now; `None` while no test runs."""
         found: Sources | None = self._leading
         return found
 
     # Which handles
 
     def adopt(self, manager: PGConnectionManager) -> None:
-        """Take a manager for the kit's own, whose handles are led to the test in any case."""
+        """Treat a manager as the kit's own: its handles always lead to the test."""
         self._own.add(manager)
 
     def accept(self, dbname: str) -> None:
-        """Let a name that the kit has given lead to the test's database, too."""
+        """Let a database name from the kit lead to the test's database, too."""
         self._mapped.add(dbname)
 
     def judge(self, spec: ConnectionSpec, owner: object) -> bool:
-        """Accept or refuse a configuration; gives whether its handle is intercepted."""
+        """Accept or refuse a configuration; return whether its handle is intercepted."""
         if owner in self._own:
             return True
         if self._everything:

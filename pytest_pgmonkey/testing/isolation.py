@@ -39,17 +39,17 @@ class Sources(Protocol):
 
 
 class Loans(Protocol):
-    """The connections that a handle has lent just now."""
+    """The connections that a handle has lent."""
 
     def note(self, source: Any, conn: Any) -> Any:
-        """Note that one was borrowed; gives it."""
+        """Note that a connection was borrowed, and return it."""
 
     def end(self, conn: Any) -> Any:
-        """Forget one that is returned; gives where it came from."""
+        """Forget a returned connection, and return the source that it came from."""
 
     @property
     def left(self) -> list[Left]:
-        """Those that were not returned."""
+        """The connections that were not returned."""
 
 
 class Isolation(Sources, Protocol):
@@ -64,13 +64,13 @@ class Isolation(Sources, Protocol):
 
     @property
     def left(self) -> list[Left]:
-        """What the test that has ended last has not returned."""
+        """The connections that the last test did not return."""
 
     def begin(self) -> None:
         """Begin the test."""
 
     def end(self) -> tuple[list[str], list[str]]:
-        """Undo the test; gives its failures, and what else its report should tell.
+        """Undo the test; return its failures, and what else its report should tell.
 
         Raises SpoiledError where it cannot be undone.
         """

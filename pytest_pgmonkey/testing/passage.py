@@ -18,7 +18,7 @@ ARGUMENTS: Final = frozenset({dict, type((lambda: sys._getframe().f_locals)())})
 
 
 class Recorder(Protocol):
-    """What notes the statements that pass."""
+    """Notes the statements that pass."""
 
     def passing(self, statement: Statement, operation: Any, run: Steps) -> Steps:
         """Note a statement, and give what runs it."""
@@ -61,6 +61,6 @@ def all_passing(parts: Iterable[Statement], operation: Any, run: Steps) -> Steps
 
 
 def ended(source: Any, word: str) -> None:
-    """Tell that a connection's method has ended its transaction: by COMMIT or ROLLBACK."""
+    """Note that a connection's method has ended its transaction by COMMIT or ROLLBACK."""
     if recorder is not None:
         recorder.note_end(source, word)

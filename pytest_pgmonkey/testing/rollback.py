@@ -28,7 +28,7 @@ _SCOPE: Final = "scope"  # that is about to be opened
 
 
 class RollbackIsolation:
-    """What the tests of a process run in, one after the other.
+    """The isolation in which the tests of a process run, one after the other.
 
     `remake` makes the database anew after something was committed in it, or raises SpoiledError
     with the failures that it is given; `log` gives the server's last lines. In an existing database
@@ -59,7 +59,7 @@ class RollbackIsolation:
         self._wider: list[WiderSession] = []
 
     def connect(self) -> None:
-        """Connect now, so that a server that cannot be reached shows at once."""
+        """Connect now, so that an unreachable server shows at once."""
         self._sandbox.connect()
         self._pooled = self._sandbox.backend.is_pooled
 
@@ -71,8 +71,8 @@ class RollbackIsolation:
     def conninfo(self) -> dict[str, str]:
         """Keywords for libpq that lead to the prepared database, past the test's transaction.
 
-        Such a connection would wait for the test's locks without end, so it waits for as long as
-        one of the test's own.
+        Such a connection would wait forever for the test's locks. So it gets the time limit of
+        the test's own connections.
         """
         options = self._database.get("options", "")
         # PgBouncer refuses options that it does not know.
@@ -83,12 +83,12 @@ class RollbackIsolation:
 
     @property
     def refusals(self) -> Refusals:
-        """What the test was refused that a clone would serve."""
+        """What the test was refused although a clone could do it."""
         return self._sandbox.refusals
 
     @property
     def left(self) -> list[Left]:
-        """What the test that has ended last has not returned."""
+        """The connections that the last test did not return."""
         return self._sandbox.left
 
     @property
@@ -128,7 +128,7 @@ class RollbackIsolation:
     def widen(
         self, make: Callable[[OuterTransaction], WiderSession], *, restarts: bool = False
     ) -> WiderSession:
-        """Let a client's transaction be a scope, whose work the tests see until it ends."""
+        """Make a client's transaction a scope, whose work the tests see until it ends."""
         with self._holding():
             if restarts and not self.is_shared:
                 self._sequences.bring_back()
@@ -138,7 +138,7 @@ class RollbackIsolation:
             return session
 
     def leave(self, scope: Scope[Any], *, in_test: bool) -> None:
-        """Close the scope of a client's transaction, at the end of the test where one runs."""
+        """Close the scope of a client's transaction: now, or at the end of the running test."""
         if in_test:
             scope.is_left = True
             return
@@ -156,7 +156,7 @@ class RollbackIsolation:
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """Have no client with a wider transaction do anything meanwhile.
+        """Keep clients with a wider transaction from doing anything meanwhile.
 
         Raises KitError where one cannot be kept from it.
         """
@@ -204,7 +204,7 @@ class RollbackIsolation:
 
     @contextmanager
     def _clean_after_errors(self) -> Iterator[None]:
-        """Leave nothing open or unread: no end of a test follows."""
+        """Leave nothing open or unread, because no end of a test follows."""
         try:
             yield
         except BaseException:
@@ -214,18 +214,18 @@ class RollbackIsolation:
     # Sequences
 
     def note_sequences(self) -> None:
-        """Take where sequences stand for where tests are to find them, if that is not known."""
+        """Note where sequences stand, for tests that ask for it, if that is not yet known."""
         if not self._sequences.are_known and not self.is_shared:
             self.check_server()
             with self._clean_after_errors():
                 self._sequences.note()
 
     def forget_sequences(self) -> None:
-        """Have it noted anew: data has come that stays."""
+        """Forget that, because data was written that stays."""
         self._sequences.forget()
 
     def put_sequences_back(self) -> None:
-        """Have them stand there for who comes from outside, as far as nobody works in a scope."""
+        """Put sequences back there for outside connections, unless somebody works in a scope."""
         if self._sequences.are_known and not self.is_shared:
             with self._clean_after_errors():
                 self._sequences.bring_back()
@@ -237,13 +237,13 @@ class RollbackIsolation:
             self._sequences.bring_back()
 
     def check_server(self) -> None:
-        """Raise KitError where the server has ended; the first one shows the server's log."""
+        """Raise KitError if the server has ended; the first error shows the server's log."""
         if self._lost:
             told, self._lost = self._lost, self._lost.partition("\n")[0]
             raise KitError(told)
 
     def end(self) -> tuple[list[str], list[str]]:
-        """Roll the test back; gives its failures, and the waits that were refused.
+        """Roll the test back; return its failures, and the waits that were refused.
 
         Raises SpoiledError where something was committed that cannot be undone.
         """
@@ -261,11 +261,11 @@ class RollbackIsolation:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other tests work in what was written around this one."""
+        """Whether the test runs inside data that other tests share."""
         return bool(self._shared or self._wider)
 
     def make_real(self) -> tuple[list[str], list[str]]:
-        """End the test as `end` does, but have what it has committed stay in the database.
+        """End the test as `end` does, but keep what it has committed in the database.
 
         Raises PGMonkeyError, psycopg.Error or TimeoutError where that cannot be.
         """
@@ -288,7 +288,7 @@ class RollbackIsolation:
         return failures
 
     def _reopen(self) -> None:
-        """Connect anew, or remember why no further test can: one line for each is enough."""
+        """Connect again, or remember why no further test can run: one line for each is enough."""
         try:
             self._sandbox.connect(_PATIENCE)
         except psycopg.OperationalError as error:

@@ -1,4 +1,4 @@
-"""Where the sequences of a database stand, and how they are brought back there.
+"""Positions of a database's sequences, and how they are restored.
 
 PostgreSQL does not undo `nextval` and `setval`. So in a database of ours `setval` does it, whether
 in a transaction or not. In one that is not ours nothing may be moved for good: there
@@ -57,7 +57,7 @@ _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 
 
 class Position(NamedTuple):
-    """Where a sequence stands: its last value, and whether that was given out."""
+    """The position of a sequence: its last value, and whether that was given out."""
 
     oid: int
     name: str
@@ -70,7 +70,7 @@ class Position(NamedTuple):
 
 
 def set_back(positions: Iterable[Position]) -> list[bytes]:
-    """Give the commands that bring sequences back, whatever is rolled back afterwards."""
+    """Give the commands that restore sequences, whatever is rolled back afterwards."""
     # One statement, for those that have not moved, too: to find them takes longer.
     columns = zip(*((p.oid, p.last, str(p.is_called)) for p in positions), strict=True)
     values = tuple(",".join(map(str, column)) for column in columns)
@@ -104,25 +104,25 @@ class Sequences:
 
     @property
     def are_known(self) -> bool:
-        """Whether it is known where they are to stand."""
+        """Whether their positions are known."""
         return self._positions is not None
 
     @property
     def are_locked(self) -> bool:
-        """Whether others may wait for them, until the transaction has ended."""
+        """Whether others may wait for them until the transaction ends."""
         return self._is_existing and self._positions is not None
 
     def note(self) -> None:
-        """Take where they stand now for where they are to stand; no scope is open."""
+        """Note their present positions as those to restore; no scope is open."""
         with self._outer.joining:
             self._positions = self._drive(_find, self._outer.live())
 
     def forget(self) -> None:
-        """Have it noted anew: data has come that stays."""
+        """Forget that, because data was written that stays."""
         self._positions = None
 
     def bring_back(self) -> None:
-        """Let them stand where they are to; no test runs, and no scope is open.
+        """Restore them; no test runs, and no scope is open.
 
         In a database that is not ours, for the transaction that begins with it. Raises KitError.
         """
@@ -157,7 +157,7 @@ class Sequences:
                 self._drive(_restart, backend, positions, self._outer.wait_timeout)
 
     def leave(self, inside: object) -> None:
-        """Bring them back to where they stood before."""
+        """Restore their positions from before."""
         positions = self._found.pop(inside, None)
         if positions and self._outer.is_open and not self._outer.spoiled:
             with self._outer.joining:
@@ -197,7 +197,7 @@ def _collect(backend: Backend) -> Steps:
 
 
 def _find(backend: Backend) -> Generator[Any, Any, list[Position]]:
-    """Read where all sequences stand that one can move here."""
+    """Read the positions of all sequences that this role can move."""
     is_new = backend.pgconn.server_version >= 180000
     listing = _LIST % (_STAND if is_new else b"NULL")
     listed, _ = yield from _by_itself(backend, [listing, _DISCARD])
@@ -210,7 +210,7 @@ def _find(backend: Backend) -> Generator[Any, Any, list[Position]]:
 
 
 def _read(backend: Backend, names: Iterable[bytes]) -> Generator[Any, Any, list[list[bytes]]]:
-    """Read where sequences stand; an empty name is one that may not be read."""
+    """Read positions of sequences; the name is empty if the role may not read one."""
     queries = [
         b"SELECT last_value, is_called FROM " + name if name else b"SELECT 0, false"
         for name in names
@@ -248,7 +248,7 @@ def _by_itself(backend: Backend, commands: list[bytes]) -> Generator[Any, Any, l
 
 
 def _set_back(backend: Backend, positions: list[Position]) -> Steps:
-    """Bring sequences back; those that were dropped for good since are forgotten."""
+    """Restore sequences; forget those that were dropped for good since."""
     try:
         yield from _by_itself(backend, set_back(positions))
     except psycopg.Error:
@@ -260,7 +260,7 @@ def _set_back(backend: Backend, positions: list[Position]) -> Steps:
 
 
 def _restart(backend: Backend, positions: list[Position], patience: float) -> Steps:
-    """Have the current frame of the transaction move sequences of its own."""
+    """Give the current frame of the transaction its own sequence positions."""
     yield from _collect(backend)
     if backend.settings_of is not None:
         yield from change_hands(backend, None, between=True)

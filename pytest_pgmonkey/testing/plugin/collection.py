@@ -1,4 +1,4 @@
-"""Which tests use the kit, what they ask of it, and which one runs now."""
+"""Finds the tests that use the kit, what they ask of it, and which one runs now."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _wish_of(item: pytest.Item) -> _Wish:
 
 
 def _marked(item: pytest.Item, keyword: str, default: Any) -> Any:
-    """Give what the nearest marker with a keyword says: others leave it as it is."""
+    """Give the value of the nearest marker with this keyword."""
     for marker in item.iter_markers(_MARKER):
         if keyword in marker.kwargs:
             return marker.kwargs[keyword]
@@ -119,7 +119,7 @@ def budget_of(item: pytest.Item) -> int | None:
 
 
 def shared_data_of(item: pytest.Item) -> str:
-    """Give the fixture whose data a test shares with others, which no clone has; else nothing."""
+    """Give the fixture whose data a test shares with others, if any; no clone has that data."""
     return next((name for name in getattr(item, "fixturenames", ()) if name in _SHARED), "")
 
 
@@ -135,12 +135,12 @@ def uses_kit(item: pytest.Item) -> bool:
 
 
 def _is_marked(item: pytest.Item) -> bool:
-    """Whether a test has the marker; where the application finds the database, each counts."""
+    """Whether a test has the marker; with the option `env` every test counts."""
     return item.get_closest_marker(_MARKER) is not None or bool(item.config.stash[OPTIONS].env)
 
 
 def _is_ours(name: str, definitions: Sequence[Any]) -> bool:
-    """Whether a fixture is the plugin's: a project may have one of its own by that name."""
+    """Whether a fixture is the plugin's: a project may have its own fixture of that name."""
     for definition in reversed(definitions):
         if definition.func.__module__ == f"{__package__}.fixtures":
             return True
@@ -278,7 +278,7 @@ def isolation_of_running_test() -> tuple[str, bool, bool]:
 
 
 def restarts_sequences() -> bool:
-    """Whether the test being set up is to find sequences as the template has them."""
+    """Whether the test being set up should find sequences as the template has them."""
     return _restarts
 
 

@@ -72,7 +72,7 @@ def configure(config: pytest.Config) -> None:
 
 
 def is_distributed(config: pytest.Config) -> bool:
-    """Whether the tests run in workers of pytest-xdist, as its controller knows it."""
+    """Whether the tests run in workers of pytest-xdist; called in its controller."""
     return bool(getattr(config.option, "dist", "no") != "no")
 
 
@@ -121,7 +121,7 @@ def _uninstall(interception: Interception) -> None:
 
 
 def mentions_kit(config: pytest.Config) -> bool:
-    """Whether the tests being collected will use the kit, as far as their text tells.
+    """Whether the tests being collected will use the kit, judged by their text.
 
     Asked only when application code enters a handle while it is imported, and for the header.
     """

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _lead(config: pytest.Config, arguments: Any) -> None:
-    """Set the variables, and listen for who follows them."""
+    """Set the variables, and listen for clients that use them."""
     config.stash[ENTRANCE] = None
     if not config.stash[OPTIONS].env:
         return

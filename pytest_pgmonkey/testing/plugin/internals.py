@@ -1,4 +1,4 @@
-"""The private names of pytest that the plugin uses; no other module uses any."""
+"""The private names of pytest that the plugin uses. No other module uses any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IN_JUNIT: Final = {"LogXML": "node_reporter", "_NodeReporter": "append to_xml"}
 
 
 def unsupported(*, junit: bool = False) -> str:
-    """Tell what the installed pytest has moved, and what to do; empty where all is in place.
+    """Tell what the installed pytest has moved, and what to do; empty if nothing has moved.
 
     `junit` says that the run writes a file of `--junitxml`.
     """
@@ -81,7 +81,7 @@ def add_fixture(item: Any, name: str) -> None:
 
 
 def renew(item: Any) -> Callable[[], None]:
-    """Let an item that has run be set up as if it had not; nothing of its report is left.
+    """Reset an item that has run, so that it can be set up again; drop its report.
 
     Gives what brings the report back.
     """

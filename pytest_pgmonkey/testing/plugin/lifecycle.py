@@ -42,7 +42,7 @@ _RUN: Final = pytest.StashKey[dict[str, str | int]]()
 
 
 def kit_of(config: pytest.Config) -> Kit:
-    """Give the kit of this process; made at its first use, and with it all that is heavy."""
+    """Give the kit of this process; its first use imports everything that is heavy."""
     kit = config.stash.get(_KIT, None)
     if kit is None:
         with _making:
@@ -102,7 +102,7 @@ def _stop(config: pytest.Config, reason: str) -> None:
 
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Fail with the message of our own errors alone: our stack would only hide it."""
+    """Fail with only the message of our own errors, because our stack would hide it."""
     try:
         yield
     except Exception as error:
@@ -127,7 +127,7 @@ def begin(kit: Kit) -> None:
 
 
 def settle(kit: Kit) -> None:
-    """End a test: roll it back, and fail it for what went wrong unseen."""
+    """End a test: roll it back, and fail it if something went wrong unseen."""
     try:
         failures, refusals = kit.end()
     except Exception as error:
@@ -152,7 +152,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of which run it is; called in the controller."""
+    """Tell a worker which run it belongs to; called in the controller."""
     from ..servers.server import RUN, new_run
     from .memory import WORKER_INPUT, of_this_run
 
@@ -173,14 +173,14 @@ def _worker(config: pytest.Config) -> Worker | None:
 
 
 def worker_name() -> str:
-    """Give the name of the worker that this process is, from before pytest-xdist tells it."""
+    """Give this process's name as a worker, before pytest-xdist tells it."""
     # A pytest that a test starts has the variable, too.
     is_started_by_execnet = not hasattr(sys.modules.get("__main__"), "__file__")
     return os.environ.get("PYTEST_XDIST_WORKER", "") if is_started_by_execnet else ""
 
 
 def name_run(config: pytest.Config) -> dict[str, str]:
-    """Give the variables that tell workers of which run they are, before pytest-xdist does."""
+    """Give the variables that tell workers which run they belong to, before pytest-xdist does."""
     from ..servers.server import new_run
 
     run = config.stash[_RUN] = new_run()
@@ -237,7 +237,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 class _FailedTests:
-    """Tells of the databases of failed tests that are kept; most runs do without these hooks."""
+    """Reports the kept databases of failed tests; most runs do not register these hooks."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # what others make of a report is to be seen
     def pytest_runtest_makereport(

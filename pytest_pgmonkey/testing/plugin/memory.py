@@ -1,4 +1,4 @@
-"""What is remembered of tests that rollback cannot serve, and the summary's lines on them.
+"""Remembers tests that rollback cannot serve, and writes the summary's lines on them.
 
 A report of such a test carries why: so the process that has pytest's cache learns of it, whichever
 process ran the test.
@@ -25,7 +25,7 @@ _LASTING: Final = timedelta(days=30)
 
 
 def of_this_run(config: pytest.Config) -> Memory:
-    """Give the memory of this process; in use from its first use on."""
+    """Give the memory of this process; its first use activates it."""
     memory = config.stash.get(_MEMORY, None)
     if memory is None:
         memory = config.stash[_MEMORY] = Memory(config)
@@ -34,7 +34,7 @@ def of_this_run(config: pytest.Config) -> Memory:
 
 
 def known_to(config: pytest.Config) -> dict[str, list[str]]:
-    """Give what earlier runs have come to know."""
+    """Give what earlier runs have learnt."""
     if hasattr(config, "workerinput"):
         known: dict[str, list[str]] = config.workerinput.get(WORKER_INPUT, {})
         return known
@@ -52,7 +52,7 @@ class Memory:
         self._moved: dict[str, str] = {}
 
     def recall(self, item: pytest.Item) -> str:
-        """Give why a test needs a clone; empty where nothing is known of it."""
+        """Give why a test needs a clone; empty if nothing is known of it."""
         return self.known.get(_key(item), [""])[0] if self.known else ""
 
     @staticmethod
@@ -106,14 +106,14 @@ def _key(item: pytest.Item) -> str:
 
 
 def _read(cache: Any) -> dict[str, list[str]]:
-    """Read what earlier runs have come to know, as far as it is not too old."""
+    """Read what earlier runs have learnt, unless it is too old."""
     found = cache.get(_CACHE_KEY, {}) if cache is not None else {}
     oldest = (date.today() - _LASTING).isoformat()
     return {key: fact for key, fact in _well_formed(found).items() if fact[1] > oldest}
 
 
 def _well_formed(found: Any) -> Mapping[str, list[str]]:
-    """Give what is of the shape that is written here: the file is the user's."""
+    """Give the valid entries: users can change the file."""
     if not isinstance(found, dict):
         return {}
     return {

@@ -26,7 +26,7 @@ _OF_THE_KIT: Final = "pgmonkey"
 
 
 def write_report(config: pytest.Config, file: Path) -> None:
-    """Have this run write its page; raises UsageError where it could not."""
+    """Register the hooks that write the page; raises UsageError if it cannot be written."""
     options = config.stash[OPTIONS]
     config.pluginmanager.register(Traces(params=options.timeline_params), f"{_NAME}-traces")
     if hasattr(config, "workerinput"):
@@ -38,7 +38,7 @@ def write_report(config: pytest.Config, file: Path) -> None:
 
 
 def _obstacle(file: Path) -> str:
-    """Tell why a file cannot be written, as far as that is known before it is; else nothing."""
+    """Tell why a file cannot be written, if that is known beforehand; else nothing."""
     if file.is_dir():
         return f"{file} is a directory; name a file in it"
     if not file.parent.is_dir():
@@ -49,7 +49,7 @@ def _obstacle(file: Path) -> str:
 
 
 class Traces:
-    """Adds what a test has done to the report of its end, in each process that runs tests."""
+    """Adds a test's statements to the report of its end, in each process that runs tests."""
 
     def __init__(self, *, params: bool) -> None:
         self._params: Final = params
@@ -114,7 +114,7 @@ def _outcome(report: pytest.TestReport) -> str:
 
 
 def _notes(report: pytest.TestReport) -> Iterator[str]:
-    """Give what the kit tells of a test in its reports, but for the statements."""
+    """Give what the kit says of a test in its reports, except the statements."""
     for title, text in report.sections:
         if title.startswith(_OF_THE_KIT) and title != TITLE:
             yield text

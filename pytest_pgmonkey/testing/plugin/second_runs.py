@@ -1,4 +1,4 @@
-"""A test that rollback cannot serve is run again at once, in a clone, and only that run counts.
+"""Runs a test that rollback cannot serve again at once, in a clone; only that run counts.
 
 It happens inside the phase in which the refusal is known, by the hooks that pytest itself calls:
 so other plugins see one test, and whoever owns the protocol of running one knows nothing of it.
@@ -37,7 +37,7 @@ _FAILS: Final = "It fails in a clone, too: {}"
 
 
 def watch(config: pytest.Config) -> None:
-    """Run those tests of this run again that need it."""
+    """Register the hooks that run tests again."""
     options = config.stash[OPTIONS]
     moves = options.isolation == "auto" or "auto" in config.stash.get(ISOLATIONS_WANTED, ())
     if (moves or options.confirm) and not config.pluginmanager.has_plugin(_NAME):
@@ -72,7 +72,7 @@ class _Run:
 
     @property
     def refusal(self) -> str:
-        """Why it is to be run in a clone; empty where it is not."""
+        """Why it must run in a clone; empty if it need not."""
         self.kit = self.kit or kit_in_use(self.item.config)
         return self.kit.refusal if self.kit is not None else ""
 
@@ -82,7 +82,7 @@ class _Run:
 
     @property
     def may_move(self) -> bool:
-        """Whether it would be run again if it were refused anything."""
+        """Whether a refusal would run it again."""
         return self.kit is not None and self.kit.may_move
 
     @property
@@ -105,7 +105,7 @@ class _Run:
             self.duration = time.perf_counter() - begin
 
     def undo(self) -> None:
-        """End the test's own fixtures; what fails there is of a run that does not count."""
+        """End the test's own fixtures; failures there do not count, as their run does not."""
         try:
             self.item.ihook.pytest_runtest_teardown(item=self.item, nextitem=self.item.parent)
         except _STOPS:
@@ -114,7 +114,7 @@ class _Run:
             _let_go(error)
 
     def renew(self) -> Callable[[], None]:
-        """Let nothing of its report be left; gives what brings that back."""
+        """Drop its report; return a function that brings it back."""
         properties = self.item.user_properties
         kept, properties[self._properties :] = properties[self._properties :], []
         restore = internals.renew(self.item)
@@ -127,7 +127,7 @@ class _Run:
 
 
 class SecondRuns:
-    """The hooks; a run that needs none of them does without."""
+    """The hooks; a run that needs none of them does not register them."""
 
     def __init__(self, memory: Memory, *, confirms: bool) -> None:
         self._memory: Final = memory
@@ -244,7 +244,7 @@ class SecondRuns:
 
     @staticmethod
     def _move_whole(run: _Run, nextitem: pytest.Item | None) -> None:
-        """Run all of a test within its teardown: its call was reported as one that has not failed.
+        """Run all of a test within its teardown, because its call was reported as passed.
 
         What it ends with is the teardown's, unless that would be told as another outcome.
         """
@@ -328,7 +328,7 @@ def _is_timeout(failure: BaseException | None) -> bool:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Let nothing stay alive for the sake of an error that nobody will see: connections, say."""
+    """Free what an error keeps alive that nobody will see, for example connections."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Where the sections go that the kit adds to reports: to the terminal, and into JUnit XML."""
+"""Writes the sections that the kit adds to reports, to the terminal and into JUnit XML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reports and the summary tell of tests' statements, and budgets of them."""
+"""Tests' statements in reports and the summary, and their budgets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAKED: Final = "pgmonkey_leaks"
 
 
 def tell_of_statements(config: pytest.Config) -> None:
-    """Have reports and the summary of this run tell of statements."""
+    """Register the hooks that report statements."""
     if not config.pluginmanager.has_plugin(_NAME):
         config.pluginmanager.register(Statements(config), _NAME)
         config.pluginmanager.register(Sections(config), f"{_NAME}-sections")
@@ -38,7 +38,7 @@ def tell_of_statements(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True, specname="pytest_configure_node")
 def pytest_configure_node_of_summary(node: Any) -> None:
-    """Have pytest-xdist's controller write the summary, and its workers know the terminal."""
+    """Register what pytest-xdist's controller needs: the summary, and the terminal for workers."""
     tell_of_statements(node.config)
     Terminal.of(node.config).tell(node)
 
@@ -133,7 +133,7 @@ class Statements:
 
 
 def _tell(reporter: Any, found: dict[str, list[str]], one: str, several: str, what: str) -> None:
-    """Write a line on what was found of tests, and each of them below."""
+    """Write a line on what was found, and the tests below it."""
     if found:
         tests = one if len(found) == 1 else several.format(len(found))
         reporter.write_line(f"pgmonkey: {tests} {what}")
