@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import yaml
@@ -170,8 +173,16 @@ def read_spec(
     strict: bool = False,
 ) -> ConnectionSpec:
     """Read a file for one connection type; the sections of the other types are not judged."""
+    origin = os.fspath(path)
     options = (resolve_env, allow_sensitive_defaults, strict)
-    return resolved_spec(read_mapping(path), connection_type, *options, origin=os.fspath(path))
+    stamp = _stamp(origin)
+    known = _known_file(origin, stamp) if stamp else _Known(read_mapping(origin), origin)
+    return known.spec(connection_type, *options)
+
+
+def dsn_spec(dsn: str, connection_type: str | ConnectionType | None = None) -> ConnectionSpec:
+    """Judge a DSN in the place of a configuration."""
+    return _known_dsn(dsn).spec(connection_type)
 
 
 def resolved_spec(
@@ -248,6 +259,73 @@ def connection_spec(
         origin=origin,
         config=config,
     )
+
+
+# --- what was read before ---
+
+#: How many files, and how many DSNs.
+_KNOWN = 32
+#: Nanoseconds in which two changes may leave a file with the same times; FAT's are the coarsest.
+_UNSETTLED = 2_000_000_000
+
+
+class _Known:
+    """A configuration that was read, with the specs that nothing but its text decides."""
+
+    def __init__(self, config: Mapping[str, Any], origin: str | None = None) -> None:
+        self._config = config
+        self._origin = origin
+        self._is_fixed = _is_fixed(config)
+        #: Each with its conninfo where that names files, which must be there each time.
+        self._specs: dict[str | None, tuple[ConnectionSpec, dict[str, str] | None]] = {}
+
+    def spec(self, connection_type: str | ConnectionType | None, *options: bool) -> ConnectionSpec:
+        """Do as `resolved_spec`; what may have changed since is resolved and judged again."""
+        name = connection_type if isinstance(connection_type, str) else None
+        known = self._specs.get(name) if name is connection_type else None
+        if known is not None:
+            if known[1] is not None:
+                Judge({}, self._origin).tls_files(known[1])
+            return known[0]
+        # A copy: its lists are in the reach of those who get the spec.
+        config = deepcopy(self._config)
+        spec = resolved_spec(config, connection_type, *options, origin=self._origin)
+        if self._is_fixed:
+            conninfo = spec.conninfo_dict
+            self._specs[name] = spec, None if conninfo.keys().isdisjoint(TLS_FILES) else conninfo
+        return spec
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value means the same each time: no reference, no home directory, no warning."""
+    if isinstance(value, str):
+        return "~" not in value and not is_reference(value)
+    if isinstance(value, Mapping):
+        is_plain = not is_reference(value) and "postgresql" not in value
+        return is_plain and all(map(_is_fixed, value.values()))
+    return not isinstance(value, list) or all(map(_is_fixed, value))
+
+
+def _stamp(origin: str) -> tuple[int, ...] | None:
+    """Give what changes with a file's content; `None` where only reading it would tell."""
+    try:
+        status = os.stat(expanded(origin))
+    except (OSError, ValueError):
+        return None
+    is_settled = time.time_ns() - status.st_mtime_ns > _UNSETTLED
+    if not is_settled or not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=_KNOWN)
+def _known_file(origin: str, stamp: tuple[int, ...]) -> _Known:  # noqa: ARG001
+    return _Known(read_mapping(origin), origin)
+
+
+@lru_cache(maxsize=_KNOWN)
+def _known_dsn(dsn: str) -> _Known:
+    return _Known({"connection_settings": {"dsn": dsn}})
 
 
 def _without_references(config: Mapping[str, Any]) -> dict[str, Any]:

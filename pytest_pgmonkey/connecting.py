@@ -304,12 +304,12 @@ class _Once:
 
     def __init__(self, wait: Callable[[Future[Any]], Any]) -> None:
         self._wait = wait
-        self._done = False
+        self.done = False
         self._lock = threading.Lock()
         self._running: Future[BaseException | None] | None = None
 
     def steps(self, action: Callable[[], Steps[None]]) -> Steps[None]:
-        while not self._done:
+        while not self.done:
             with self._lock:
                 theirs = self._running
                 mine: Future[BaseException | None] = Future()
@@ -330,7 +330,7 @@ class _Once:
         error: BaseException | None = None
         try:
             yield from action()
-            self._done = True
+            self.done = True
         except BaseException as caught:
             error = caught
             raise
@@ -359,6 +359,10 @@ class DirectSource:
         self._connector = connector
         self._proof = _Once(Future.result)
 
+    @property
+    def is_open(self) -> bool:
+        return self._proof.done
+
     def open(self) -> None:
         drive(self._proof.steps(self._connector.prove))
 
@@ -383,6 +387,10 @@ class AsyncDirectSource:
     def __init__(self, connector: Connector, ended: Ended | None = None) -> None:  # noqa: ARG002
         self._connector = connector
         self._proof = _Once(_shielded)
+
+    @property
+    def is_open(self) -> bool:
+        return self._proof.done
 
     async def open(self) -> None:
         await adrive(self._proof.steps(self._connector.prove))
@@ -472,6 +480,10 @@ class PoolSource:
         self.pool = _new_pool(_Pool, connector, drive)
         self.getconn = self.pool.getconn
 
+    @property
+    def is_open(self) -> bool:
+        return self._opening.done
+
     def open(self) -> None:
         drive(self._opening.steps(self._open))
 
@@ -513,6 +525,10 @@ class AsyncPoolSource:
         self.closed = False
         self.pool = _new_pool(_AsyncPool, connector, adrive)
         self.getconn = self.pool.getconn
+
+    @property
+    def is_open(self) -> bool:
+        return self._opening.done
 
     async def open(self) -> None:
         await adrive(self._opening.steps(self._open))

@@ -363,7 +363,7 @@ class Handle(_BaseHandle):
     def _open(self) -> Steps[None]:
         """Open the pool, or check that the server answers."""
         source = self._source
-        if source is not None:
+        if source is not None and not source.is_open:
             yield source.open
 
     def _take_sources(self) -> list[DirectSource | PoolSource]:
@@ -561,8 +561,11 @@ class AsyncHandle(_BaseHandle):
 
     def _open(self) -> Steps[None]:
         """Open the pool of this loop, or check that the server answers."""
-        if not self._is_retired:
-            yield self._source_in(asyncio.get_running_loop()).open
+        if self._is_retired:
+            return
+        source = self._source_in(asyncio.get_running_loop())
+        if not source.is_open:
+            yield source.open
 
     def _take_sources(self) -> list[AsyncDirectSource | AsyncPoolSource]:
         taken = list(self._sources.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, over
 from weakref import ref
 
 from . import sources
-from .config import connection_spec, read_spec, resolved_spec
+from .config import dsn_spec, read_spec, resolved_spec
 from .connecting import adrive, drive, forget_in_child
 from .connection_type import ConnectionType
 from .errors import ConfigError
@@ -251,9 +251,7 @@ class PGConnectionManager:
         """
         if not isinstance(dsn, str) or not dsn.strip():
             raise ConfigError("the DSN is empty or not a string", hint="is its variable set?")
-        return self._get(
-            connection_spec({"connection_settings": {"dsn": dsn}}, connection_type), force_reload
-        )
+        return self._get(dsn_spec(dsn, connection_type), force_reload)
 
     def _get(self, spec: ConnectionSpec, reload: bool) -> Handle | PendingHandle[AsyncHandle]:
         if spec.type.is_async:

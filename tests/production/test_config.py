@@ -23,7 +23,14 @@ from pytest_pgmonkey import (
     load_config,
     redact_config,
 )
-from pytest_pgmonkey.config import _parse, connection_spec, prepare_config, read_spec
+from pytest_pgmonkey.config import (
+    _known_dsn,
+    _parse,
+    connection_spec,
+    dsn_spec,
+    prepare_config,
+    read_spec,
+)
 from pytest_pgmonkey.judge import _POOL_REFUSED, _POOL_RULES
 
 SECRET = "s3cr3t-value"
@@ -881,3 +888,102 @@ class TestUnresolved:
         spec = read_spec(write(self.TEXT), resolve_env=True)
 
         assert spec.conninfo_dict == {"host": "db", "port": "5433", "password": SECRET}
+
+
+# --- what is kept of a file ---
+
+
+@pytest.fixture
+def write_old(write):
+    """A function that writes a file which has not changed for long; each time a second younger."""
+    times = iter(range(1_000_000_000, 1_000_000_100))
+
+    def write_old(text: str) -> Path:
+        path = write(text)
+        time = next(times)
+        os.utime(path, (time, time))
+        return path
+
+    return write_old
+
+
+def test_an_unchanged_file_is_read_once(write_old):
+    """A get costs a look at the file's times."""
+    path = write_old("connection_settings: {dbname: one}")
+    assert read_spec(path, "pool") is read_spec(path, ConnectionType.POOL)
+    assert read_spec(path) is read_spec(path)
+    assert read_spec(path).type is ConnectionType.NORMAL
+
+
+@pytest.mark.parametrize("name", ["write", "write_old"])
+def test_a_changed_file_is_read_again(name, request):
+    """Also where the change leaves its size, or came just now."""
+    write = request.getfixturevalue(name)
+    for dbname in ("one", "two", "six"):
+        path = write(f"connection_settings: {{dbname: {dbname}}}")
+        assert read_spec(path).dbname == dbname
+
+
+def test_a_file_that_is_gone_or_bad_is_an_error_each_time(write_old):
+    """What is kept stands in for nothing but the same file."""
+    path = write_old("connection_settings: {dbname: one}")
+    read_spec(path)
+    write_old("connection_settings: {dbnam: one}")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="unknown key 'dbnam'"):
+            read_spec(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_spec(path)
+    with pytest.raises(ConfigError, match="unknown connection type"):
+        read_spec(write_old("connection_settings: {dbname: one}"), ["pool"])
+
+
+def test_what_surrounds_an_unchanged_file_is_looked_at_each_time(write_old, tmp_path, monkeypatch):
+    """Variables, secret files, the home directory and TLS files are none of its text."""
+    key, certificate = tmp_path / "key", tmp_path / "root.crt"
+    certificate.touch()
+    file = write_old(
+        "connection_settings:\n  dbname: ${NAME}\n  passfile: ~/passwords\n"
+        f"  password: {{from_file: {key}}}\n  sslrootcert: {certificate}\n"
+    )
+    for turn in ("one", "two"):
+        key.write_text(turn)
+        monkeypatch.setenv("NAME", turn)
+        monkeypatch.setenv("HOME", f"/{turn}")
+        monkeypatch.setenv("USERPROFILE", f"/{turn}")
+        conninfo = read_spec(file, resolve_env=True).conninfo_dict
+        assert (conninfo["dbname"], conninfo["password"]) == (turn, turn)
+        assert conninfo["passfile"] == f"/{turn}/passwords"
+    file = write_old(f"connection_settings: {{dbname: one, sslrootcert: {certificate}}}")
+    assert read_spec(file) is read_spec(file)
+    certificate.unlink()
+    with pytest.raises(ConfigError, match="cannot read the file"):
+        read_spec(file)
+
+
+def test_an_old_file_warns_of_its_wrapper_each_time(write_old):
+    """A deprecation is said to each who asks."""
+    path = write_old("postgresql: {connection_settings: {dbname: one}}")
+    for _ in range(2):
+        with pytest.warns(DeprecationWarning, match="wrapper"):
+            read_spec(path)
+
+
+def test_nobody_changes_what_is_kept_of_a_file(write_old):
+    """A list in one spec's configuration is that spec's alone."""
+    path = write_old("{connection_settings: {dbname: one}, sync_settings: {search_path: [a]}}")
+    read_spec(path, "normal").config["sync_settings"]["search_path"].append("b")
+    assert read_spec(path, "pool").settings == (("search_path", "a"),)
+    assert load_config(path)["sync_settings"] == {"search_path": ["a"]}
+
+
+def test_a_dsn_is_taken_apart_once():
+    """Its password shows in no repr of what is kept."""
+    dsn = f"postgresql://user:{SECRET}@localhost/one"
+    spec = dsn_spec(dsn, "pool")
+    assert spec is dsn_spec(dsn, "pool")
+    assert dsn_spec(dsn).type is ConnectionType.NORMAL
+    assert spec.conninfo_dict["password"] == SECRET
+    shown = (repr(spec), repr(_known_dsn), repr(_known_dsn(dsn)))
+    assert not any(SECRET in text for text in shown)
