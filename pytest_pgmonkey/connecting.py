@@ -267,6 +267,8 @@ class _Originals:
 
     def __init__(self) -> None:
         self._attributes: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+        #: Gives those of a connection. It is called at the end of each block.
+        self.of = self._attributes.get
 
     def connections(self) -> list[Any]:
         return list(self._attributes)
@@ -274,11 +276,8 @@ class _Originals:
     def note(self, conn: AnyConnection) -> None:
         self._attributes[conn] = _attributes_of(conn)
 
-    def is_changed(self, conn: AnyConnection) -> bool:
-        return _attributes_of(conn) != self._attributes.get(conn)
-
     def restore_steps(self, conn: AnyConnection) -> Steps[None]:
-        originals = self._attributes.get(conn)
+        originals = self.of(conn)
         if originals is None or conn.closed:
             return  # Of another pool, or good for nothing: psycopg_pool says so.
         if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
@@ -418,7 +417,7 @@ class _Pool(ConnectionPool["Connection[Any]"]):
         super().__init__(**kwargs)
 
     def putconn(self, conn: Connection[Any]) -> None:
-        if self.originals.is_changed(conn):
+        if _attributes_of(conn) != self.originals.of(conn):
             with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
                 drive(self.originals.restore_steps(conn))
         super().putconn(conn)
@@ -440,7 +439,7 @@ class _AsyncPool(AsyncConnectionPool["AsyncConnection[Any]"]):
         super().__init__(**kwargs)
 
     async def putconn(self, conn: AsyncConnection[Any]) -> None:
-        if self.originals.is_changed(conn):
+        if _attributes_of(conn) != self.originals.of(conn):
             with suppress(psycopg.Error):  # Then it is broken, or busy: super() discards it.
                 await adrive(self.originals.restore_steps(conn))
         await super().putconn(conn)

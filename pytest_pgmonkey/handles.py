@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
 
-INTRANS = TransactionStatus.INTRANS
+# Plain numbers, as libpq gives them: two enums compare more slowly.
+IDLE, INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 AsyncH_co = TypeVar("AsyncH_co", bound="AsyncHandle", covariant=True)
 
 
@@ -410,7 +411,7 @@ class Handle(_BaseHandle):
                 except BaseException:
                     drive(undo(conn))
                     raise
-            else:
+            elif status != IDLE:
                 drive(settle(conn, error))
         finally:
             source.putconn(conn)
@@ -634,8 +635,17 @@ class AsyncHandle(_BaseHandle):
         if source is INHERITED:
             leave_to_parent(conn)
             return
+        status = conn.info.transaction_status
         try:
-            await adrive(settle(conn, error))
+            if error is None and status == INTRANS:
+                # The usual end, without the detour.
+                try:
+                    await conn.commit()
+                except BaseException:
+                    await adrive(undo(conn))
+                    raise
+            elif status != IDLE:
+                await adrive(settle(conn, error))
         finally:
             await source.putconn(conn)
 
