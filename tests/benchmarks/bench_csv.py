@@ -2,8 +2,8 @@ r"""`pgmonkey pgimport` and `pgexport` against psql's `\copy`.
 
     python tests/benchmarks/bench_csv.py [rows [rounds]]
 
-Whole commands, start of the interpreter included, in turns on one private server; the figure is
-the ratio of the medians. Goals for 1,000,000 rows of 5 columns: an import takes at most 1.15 of
+Whole commands, start of the interpreter included, and `export_csv` and `import_csv` alone, called in
+this process; in turns on one private server. The figure is the ratio of the medians. Goals for 1,000,000 rows of 5 columns: an import takes at most 1.15 of
 psql's time, an export at most 1.3, and an import with inferred types twice as long as one without;
 less than 60 MB, and no more of it for 2,000,000 rows than for 100,000.
 """
@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from pytest_pgmonkey import PGConnectionManager, export_csv, import_csv
 from pytest_pgmonkey.testing.servers.embedded.binaries import find_binaries
 from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_pgmonkey import CSVResult
 
 IMPORT_GOAL = 1.15
 EXPORT_GOAL = 1.3
@@ -87,6 +90,23 @@ class Bench:
     def export(self) -> tuple[float, float]:
         theirs = self.copy("bench TO", self.theirs)
         return theirs, timed(ours(*self.arguments("pgexport", "bench", "--export_file")))
+
+    def export_call(self) -> tuple[float, float]:
+        theirs = self.copy("bench TO", self.theirs)
+        return theirs, self.called(export_csv, "bench")
+
+    def import_call(self) -> tuple[float, float]:
+        self.sql("TRUNCATE copied")
+        theirs = self.copy("copied FROM", self.theirs)
+        self.sql("TRUNCATE copied")
+        return theirs, self.called(import_csv, "copied")
+
+    def called(self, copy: Callable[..., CSVResult], table: str) -> float:
+        with PGConnectionManager() as manager:
+            handle = manager.get_database_connection(self.config, "normal")
+            start = perf_counter()
+            copy(handle, self.ours, table=table)
+            return perf_counter() - start
 
     def import_(self) -> tuple[float, float]:
         self.sql("TRUNCATE copied")
@@ -161,6 +181,8 @@ def main(rows: int = 1_000_000, rounds: int = 5) -> int:
             good = compared("export", "psql", EXPORT_GOAL, bench.export, rounds)
             assert bench.ours.read_bytes() == bench.theirs.read_bytes()
             good &= compared("import", "psql", IMPORT_GOAL, bench.import_, rounds)
+            good &= compared("export_csv", "psql", EXPORT_GOAL, bench.export_call, rounds)
+            good &= compared("import_csv", "psql", IMPORT_GOAL, bench.import_call, rounds)
             goal = INFERENCE_GOAL
             good &= compared("inferred types", "a plain import", goal, bench.inferred, rounds)
             if os.path.exists("/proc/self/status"):  # noqa: PTH110
