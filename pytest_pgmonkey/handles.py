@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from .connection_type import ConnectionType
     from .sources import AsyncSource, Source
 
-# Plain numbers, as libpq gives them: two enums compare more slowly.
-IDLE, INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+IDLE, INTRANS = TransactionStatus.IDLE, TransactionStatus.INTRANS
 AsyncH_co = TypeVar("AsyncH_co", bound="AsyncHandle", covariant=True)
 
 
