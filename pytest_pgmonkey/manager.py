@@ -133,7 +133,8 @@ class PGConnectionManager:
         types give a `Handle`. For the async types, `await` what you get for an `AsyncHandle`, or
         use it in `async with` for a connection.
 
-        `force_reload` reads the file again and opens a new handle; open blocks finish on the old one.
+        `force_reload` reads the file again and opens a new handle. Open blocks finish on the old
+        one.
         `resolve_env` replaces `${VAR}`, `from_env` and `from_file` in the file. With it,
         `allow_sensitive_defaults` lets `${VAR:-default}` stand for passwords, too, and `strict`
         refuses variables that are set but empty.

@@ -68,8 +68,8 @@ def export_csv(
     PostgreSQL name, by default UTF-8. `progress` is called with the bytes written so far and
     `None`.
 
-    Raises `CSVError` if nothing was exported, and the handle's errors if it cannot connect. Dates are
-    in ISO style unless `sync_settings` says otherwise.
+    Raises `CSVError` if nothing was exported, and the handle's errors if it cannot connect. Dates
+    are in ISO style unless `sync_settings` says otherwise.
     """
     require_sync(handle, "export_csv")
     dialect = make_dialect(delimiter, quotechar, null)

@@ -142,8 +142,8 @@ class PGMonkey:
 
         It undoes what any connection or client wrote inside, committed or not, and restores the
         transactions and settings of connections from before. Use a plain `with` in sync and async
-        tests; blocks may be nested. Raises `KitError` in clone isolation. Raises `SandboxError` if a
-        statement or a pipeline is under way when the block begins or ends.
+        tests; blocks may be nested. Raises `KitError` in clone isolation, and `SandboxError` if
+        a statement or a pipeline is under way when the block begins or ends.
         """
         return self._kit.checkpoint()
 
