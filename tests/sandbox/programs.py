@@ -480,6 +480,9 @@ class Run:
     async def _execute_queued(self, held: Slot, query: str) -> None:
         if CONTROL_WORD.search(query):
             return  # refused in the sandbox
+        if query.startswith(("ROLLBACK TO", "RELEASE")):
+            # After an error psycopg sends a BEGIN until it has read the sync, and that fails first.
+            await self._sync(held)
         # When a pipeline's statement is prepared depends on how soon results come in.
         cursor = await call(held.conn.execute(query, prepare=False))
         with suppress(psycopg.ProgrammingError):  # there are no rows

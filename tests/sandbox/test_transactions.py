@@ -156,6 +156,10 @@ async def test_transaction_options(w: World) -> None:
             await w.do(conn.commit)
             await w.do(conn.rollback)
             await w.do(conn.set_autocommit, True)
+        async with w.noting(), block(conn.transaction()):
+            await w.run(conn, "COMMIT")
+            await w.do(conn.set_autocommit, True)  # nothing is open any more
+        w.status(conn)
 
 
 @twin

@@ -129,7 +129,7 @@ class _Sandboxed(BaseConnection[Any]):
         raise self._member.refuse(no_two_phase())
 
     def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
-        if self._member.status != _IDLE or self._num_transactions:
+        if self._member.status != _IDLE:
             yield from super()._check_intrans_gen(attribute)
 
     @property
