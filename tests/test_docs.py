@@ -218,7 +218,9 @@ class Workspace:
         path.write_text(text, "utf-8")
 
     def take(self, block: Block) -> None:
-        if block.file is not None:
+        if block.note.startswith("file ") and block.file is not None:
+            self.write(block.file, block.code)
+        elif block.file is not None:
             self.take_file(block.file, block.code)
         elif block.language == "python":
             self.script(block.code)

@@ -1,5 +1,7 @@
 """Draw the documentation's diagrams as SVG: boxes, lines and words in the places given here.
 
+`costs.svg` is drawn from `costs.json`, which `tests/benchmarks/bench_costs.py` writes.
+
 python docs/pictures/draw.py [DIRECTORY]
 
 They are written beside this file, or into the directory. Each has a background of its own: a page
@@ -8,8 +10,10 @@ may be light in a browser that prefers dark.
 
 from __future__ import annotations
 
+import json
 import sys
 from html import escape
+from math import log10
 from pathlib import Path
 from typing import Final
 
@@ -212,11 +216,48 @@ def pool() -> tuple[int, list[str]]:
     ]
 
 
+#: Kinds of `costs.json`, as they are called and coloured in the plot.
+COSTS: Final = {
+    "by_hand": ("hand-written rollback", ""),
+    "rollback": ("rollback, normal", "app"),
+    "rollback_pool": ("rollback, pool", "app"),
+    "pytest_django": ("pytest-django's db", ""),
+    "gateway": ("rollback, a foreign driver's pool", "app"),
+    "clone_read": ("clone, nothing written", "real"),
+    "clone": ("clone", "real"),
+    "pytest_postgresql": ("pytest-postgresql", ""),
+}
+#: The tables of the schema in the plot, and what of a millisecond its left edge is.
+TABLES: Final = "100"
+LEAST: Final = 0.1
+
+
+def costs() -> tuple[int, list[str]]:
+    """Draw what a test costs, each step to the right ten times as much."""
+    measured = json.loads((HERE / "costs.json").read_text("utf-8"))[TABLES]
+    left, decade = 240, 95
+    bottom = 60 + 32 * len(COSTS)
+    parts = [text(24, 34, f"Milliseconds a test adds, {TABLES} tables", "title")]
+    for step in range(4):
+        x = left + decade * step
+        parts.append(f'<path d="M{x} 48 L{x} {bottom}" stroke-opacity="0.35"/>')
+        parts.append(text(x, bottom + 20, f"{LEAST * 10**step:g}", "small middle"))
+    for number, (kind, (label, color)) in enumerate(COSTS.items()):
+        y, cost = 56 + 32 * number, measured[kind]
+        width = max(round(decade * log10(cost / LEAST)), 3)
+        attribute = f' class="{color}"' if color else ""
+        parts.append(text(left - 12, y + 17, label, "small end"))
+        parts.append(f'<rect x="{left}" y="{y}" width="{width}" height="24" rx="3"{attribute}/>')
+        parts.append(text(left + width + 8, y + 17, f"{cost:.3g}", "small"))
+    return bottom + 36, parts
+
+
 DIAGRAMS: Final = {
     "sides.svg": sides,
     "timeline.svg": timeline,
     "gateway.svg": gateway,
     "pool.svg": pool,
+    "costs.svg": costs,
 }
 
 
