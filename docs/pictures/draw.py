@@ -219,11 +219,10 @@ def pool() -> tuple[int, list[str]]:
 #: Kinds of `costs.json`, as they are called and coloured in the plot.
 COSTS: Final = {
     "by_hand": ("hand-written rollback", ""),
-    "rollback": ("rollback, normal", "app"),
     "rollback_pool": ("rollback, pool", "app"),
+    "rollback": ("rollback, normal", "app"),
     "pytest_django": ("pytest-django's db", ""),
-    "gateway": ("rollback, a foreign driver's pool", "app"),
-    "clone_read": ("clone, nothing written", "real"),
+    "gateway": ("rollback, a foreign pool", "app"),
     "clone": ("clone", "real"),
     "pytest_postgresql": ("pytest-postgresql", ""),
 }
