@@ -19,6 +19,7 @@ pytest_plugins = [
     "fix_production",
     "fix_commands",
     "fix_projects",
+    "fix_pages",
     "fix_sandbox",
 ]
 
