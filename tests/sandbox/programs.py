@@ -480,7 +480,7 @@ class Run:
     async def _execute_queued(self, held: Slot, query: str) -> None:
         if CONTROL_WORD.search(query):
             return  # refused in the sandbox
-        if query.startswith(("ROLLBACK TO", "RELEASE")):
+        if query.startswith(("ROLLBACK TO", "RELEASE")) or ";" in query:
             # After an error psycopg sends a BEGIN until it has read the sync, and that fails first.
             await self._sync(held)
         # When a pipeline's statement is prepared depends on how soon results come in.
