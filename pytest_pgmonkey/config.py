@@ -318,6 +318,7 @@ def _stamp(origin: str) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+# The stamp is a part of the cache's key and nothing else.
 @lru_cache(maxsize=_KNOWN)
 def _known_file(origin: str, stamp: tuple[int, ...]) -> _Known:  # noqa: ARG001
     return _Known(read_mapping(origin), origin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from helpers.missing import miss
@@ -14,7 +14,7 @@ from helpers.servers import find_tls_binaries
 from helpers.tutorial import TutorialServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TUTORIAL = ROOT / "docs" / "tutorial"
@@ -35,10 +35,12 @@ def tutorial_server() -> Iterator[TutorialServer]:
 
 
 @pytest.fixture
-def readers_python(production_python: Any) -> Path | str:
+def readers_python(
+    production_python: Callable[[tuple[str, ...]], Path | str],
+) -> Path | str:
     """The Python of production, with what parts of the tutorial need."""
     needs = {module for page in PARTS for block in blocks(page) for module in block.needs}
-    return production_python(tuple(sorted(filter(is_there, needs))))  # type: ignore[no-any-return]
+    return production_python(tuple(sorted(filter(is_there, needs))))
 
 
 @pytest.fixture

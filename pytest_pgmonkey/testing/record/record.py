@@ -70,10 +70,10 @@ class Entry(NamedTuple):
         else:
             code, instruction = origin
         ended, in_block, rows, error = end or (began, False, None, "")
+        source = (client, code, instruction, params)
         return cls(
-            number, statement, connection, client, code, instruction, params, began, ended - began,
-            in_block, rows, error,
-        )  # fmt: skip
+            number, statement, connection, *source, began, ended - began, in_block, rows, error
+        )
 
 
 class Record:
