@@ -17,7 +17,7 @@ from helpers.waiting import until
 
 from pytest_pgmonkey import SandboxError
 
-from .twins import Boom, World, sandboxed, sync_handle
+from .twins import Boom, World, sandboxed, sync_handle, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -357,3 +357,28 @@ async def test_a_stream_that_is_refused_leaves_the_others_answers(w: World) -> N
         with pytest.raises(psycopg.ProgrammingError, match="pipeline mode"):
             await (anext(rows) if w.type.is_async else call(next(rows)))
     assert notices == []
+
+
+@twin
+async def test_a_pipeline_follows_a_stream(w: World) -> None:
+    """libpq stays in single-row mode until a query is sent outside of a pipeline."""
+
+    async def stream(conn: Any) -> None:
+        rows = conn.cursor().stream("SELECT 1")
+        w.note([row async for row in rows] if w.type.is_async else list(rows))
+
+    async def pipeline(conn: Any) -> None:
+        async with block(conn.pipeline()), w.noting():
+            w.note(await value(conn, "SELECT 2"))
+        await call(conn.commit())
+
+    async with w.borrow() as one, w.borrow() as other:
+        await stream(one)
+        await call(one.commit())
+        await pipeline(other)
+        for end in (one.commit, one.rollback):
+            await stream(one)
+            await call(end())
+            await pipeline(one)
+        await stream(one)
+        await pipeline(one)  # psycopg sends nothing before it, and fails

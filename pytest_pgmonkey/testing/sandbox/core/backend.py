@@ -171,6 +171,10 @@ class Backend:
         """Cancel requests of ours that were sent, and are not yet known to have arrived."""
         self.past_libpq = False
         """Whether a door exchanges messages with the server that libpq does not see."""
+        self.streamed = False
+        """Whether libpq can still be in the single-row mode of a `stream()`."""
+        self.streamed_in: object = None
+        """The transaction of that stream, as long as it has not ended."""
         self.unsettled = False
         """Whether one of our own lines was interrupted, so that our notes may be wrong."""
         self.last_origin: Origin | None = None

@@ -422,7 +422,8 @@ class Member:
         behind = backend.behind
         status = backend.pgconn.transaction_status
         if status == _STATUS.ACTIVE and not behind:
-            self.streaming = True
+            self.streaming = backend.streamed = True
+            backend.streamed_in = transaction
             return
         self.streaming = self.steady = self.yielding = False
         if status == _STATUS.UNKNOWN:

@@ -401,6 +401,8 @@ class VirtualTransaction:
         self.close()
 
     def close(self) -> None:
+        if self.open and self.backend.streamed_in is self:
+            self.backend.streamed_in = None
         self.open = self.suspended = False
         self.unit = False
         self._forget()

@@ -250,7 +250,7 @@ def _pipelined(
             if member.backend.in_transaction or not (transaction.open or transaction.unit):
                 yield from _prepare(member, conn, kind, parts, gen)
                 yield from _fail_outside(member, conn, parts)
-            resume(member)
+            yield from resume(member)
     elif member.backend.behind:
         # What psycopg would fetch now are answers to our own commands.
         yield from member.backend.collect()
@@ -267,7 +267,7 @@ def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> St
         refuse_outside(member, parts, autocommit=conn.autocommit)
     except psycopg.Error:
         yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
-        resume(member)  # it stays failed until the sync
+        yield from resume(member)  # it stays failed until the sync
         raise
 
 

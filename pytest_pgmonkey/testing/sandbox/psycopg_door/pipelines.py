@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "pause", "resume"]
 
 
-def resume(member: Member) -> None:
+def resume(member: Member) -> Steps:
     """Go into pipeline mode: what follows is queued until the next sync."""
-    member.backend.pgconn.enter_pipeline_mode()
-    member.transaction.in_pipeline = True
-    member.transaction.pin()
+    backend, transaction = member.backend, member.transaction
+    if backend.streamed and backend.streamed_in is not transaction:
+        # libpq leaves single-row mode with the next query that is sent outside of a pipeline. Where
+        # psycopg sends none, right after its own stream(), it fails on a real connection as well.
+        yield from backend.attempt(b"")
+    backend.streamed = False
+    backend.pgconn.enter_pipeline_mode()
+    transaction.in_pipeline = True
+    transaction.pin()
 
 
 def pause(member: Member, pipeline: Any) -> Steps:
