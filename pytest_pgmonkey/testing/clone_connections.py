@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -39,6 +40,7 @@ class _Past:
 
     pgconn: PGconn
     _is_ours = False  # for as long as its statements are not the application's
+    _is_prepared = False  # and has proved that a pool can connect, which has not taken it yet
 
     @property
     def in_block(self) -> bool:
@@ -93,16 +95,61 @@ def _statements(conn: Any, gen: Any) -> tuple[Statement, ...]:
 
 
 class CloneConnector(Connector):
-    """Opens connections whose statements are recorded, except the settings of their file."""
+    """Opens connections whose statements are recorded, except the settings of their file.
+
+    The connection that proves a pool's configuration becomes the pool's first: a second one would
+    take about as long as the rest of the test.
+    """
 
     sync_class = CloneConnection
     async_class = AsyncCloneConnection
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._proofs: list[Any] = []
+
+    def prove(self) -> Steps[None]:
+        conn = yield from self.connect()
+        conn._is_prepared = True
+        self._proofs.append(conn)
+
+    def prepare(self, conn: AnyConnection) -> Steps[None]:
+        ours: Any = conn
+        if ours._is_prepared:
+            ours._is_prepared = False
+        else:
+            yield from super().prepare(conn)
 
     def apply_settings(self, conn: AnyConnection) -> Steps[None]:
         ours: Any = conn
         ours._is_ours = True
         yield from super().apply_settings(conn)
         ours._is_ours = False
+
+    def pool_arguments(self, *functions: Any) -> dict[str, Any]:
+        arguments = super().pool_arguments(*functions)
+        return {**arguments, "connection_class": _ProofFirst(self._class, self._proofs)}
+
+    def forget_proofs(self) -> None:
+        """Close what no pool has taken."""
+        while self._proofs:
+            self._proofs.pop().pgconn.finish()
+
+
+class _ProofFirst:
+    """What a pool connects with: the class, once there is no proof left."""
+
+    def __init__(self, class_: Any, proofs: list[Any]) -> None:
+        self._class = class_
+        self._proofs = proofs
+
+    def connect(self, conninfo: str = "", **kwargs: Any) -> Any:
+        try:
+            conn = self._proofs.pop()
+        except IndexError:
+            return self._class.connect(conninfo, **kwargs)
+        is_async = issubclass(self._class, psycopg.AsyncConnection)
+        return asyncio.sleep(0, conn) if is_async else conn
 
 
 class Loans:

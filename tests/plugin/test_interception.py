@@ -299,6 +299,44 @@ def test_configure_hooks_are_called(project: pytest.Pytester, run: Callable[...,
     run().assert_outcomes(passed=1)
 
 
+def test_a_pool_opens_one_connection_in_a_clone(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """The connection that proves the configuration is the first that is lent."""
+    project.makepyfile(
+        """
+        import asyncio
+        import pytest
+        from pytest_pgmonkey import PGConnectionManager
+
+        pytestmark = pytest.mark.pgmonkey(isolation="clone")
+        made = []
+
+        async def anote(conn):
+            made.append(conn)
+
+        def test_sync():
+            manager = PGConnectionManager(configure=made.append)
+            with manager.get_database_connection("app.yaml", "pool") as conn:
+                assert made == [conn]
+                assert not conn.autocommit
+                with manager.get_database_connection("app.yaml", "pool") as other:
+                    assert made == [conn, other]
+            made.clear()
+
+        def test_async():
+            async def main():
+                manager = PGConnectionManager(aconfigure=anote)
+                async with manager.get_database_connection("app.yaml", "async_pool") as conn:
+                    assert made == [conn]
+                    assert not conn.autocommit
+
+            asyncio.run(main())
+        """
+    )
+    run().assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize("isolation", ["rollback", "clone"])
 def test_pools_are_psycopg_pools(
     project: pytest.Pytester, run: Callable[..., Any], isolation: str

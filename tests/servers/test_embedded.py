@@ -118,6 +118,52 @@ class TestServer:
         session.close()
         pg_server.drop_database(clone)
 
+    def test_the_first_session_of_a_copy_finds_the_cache_of_catalogues(self, pg_server, database):
+        """A template gets it without letting anybody in for good."""
+        clone = f"{database}_clone"
+        facts = """
+            SELECT datallowconn,
+                (pg_stat_file('base/' || oid || '/pg_internal.init', true)).size IS NULL
+            FROM pg_database WHERE datname = %s
+        """
+        with psycopg.connect(**pg_server.admin_conninfo(), autocommit=True) as conn:
+            conn.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+            assert conn.execute(facts, [database]).fetchone() == (False, True)
+            for _ in range(2):
+                pg_server.expect_copies(database)
+                assert conn.execute(facts, [database]).fetchone() == (False, False)
+            pg_server.create_database(clone, template=database)
+            assert conn.execute(facts, [clone]).fetchone() == (True, False)
+        pg_server.drop_database(clone)
+        pg_server.disconnect()
+
+    def test_commands_go_on_after_their_session_was_ended(self, pg_server, database):
+        """A test may end all sessions, the kit's among them."""
+        pg_server.expect_copies(database)
+        with psycopg.connect(**pg_server.admin_conninfo(), autocommit=True) as conn:
+            ended = conn.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchall()
+        assert (True,) in ended
+        clone = f"{database}_clone"
+        pg_server.create_database(clone, template=database)
+        pg_server.drop_database(clone)
+        pg_server.disconnect()
+
+    def test_vacuum_makes_the_maps_that_the_catalogues_start_without(self, pg_server, database):
+        """A fourth of the files of a new database could be left out: none needs them."""
+        with psycopg.connect(**pg_server.admin_conninfo(database), autocommit=True) as conn:
+            path, before = conn.execute(
+                "SELECT pg_relation_filepath('pg_proc'), count(*) FROM pg_ls_dir('base/' ||"
+                " (SELECT oid FROM pg_database WHERE datname = current_database())) AS file"
+                " WHERE file LIKE '%\\_vm'"
+            ).fetchone()
+            assert before == 0
+            conn.execute("VACUUM pg_proc")
+            found = conn.execute("SELECT (pg_stat_file(%s)).size > 0", [f"{path}_vm"])
+            assert found.fetchone() == (True,)
+
     def test_it_says_what_it_is(self, pg_server):
         """Source, description, version and configuration agree with the server."""
         with psycopg.connect(**pg_server.admin_conninfo()) as conn:

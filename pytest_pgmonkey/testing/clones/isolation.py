@@ -156,9 +156,9 @@ class CloneIsolation:
         self.left = [left for lent in self._lent.values() for left in lent.loans.left]
         for twin in self._twins:
             twin._end_all()
+            twin._connector.forget_proofs()
         try:
-            self._clean = not self.left and self._is_as_before()
-            self._clones.roll_back_prepared(self.name)
+            self._clean = self._clones.settle(self.name, self._before) and not self.left
             if self._connection is not None:
                 self._connection.close()
         except psycopg.Error:
@@ -166,9 +166,6 @@ class CloneIsolation:
             self._clean = False
         self._retire(self)
         return [], []
-
-    def _is_as_before(self) -> bool:
-        return self._clones.mark() == self._before and not self._clones.is_in_use(self.name)
 
     def give_back(self) -> None:
         """Give the clone back, for another test if nothing was written in it."""

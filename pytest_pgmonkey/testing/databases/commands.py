@@ -22,14 +22,21 @@ __all__ = [
     "create",
     "create_extensions",
     "drop",
+    "is_alive",
     "rename",
     "seal",
+    "write_catalog_cache",
 ]
 
 _END_SESSIONS: Final = """\
 SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
 WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()
 AND pg_catalog.pg_has_role(usesysid, 'USAGE')
+"""
+_HAS_CATALOG_CACHE: Final = """\
+SELECT FROM pg_catalog.pg_database
+WHERE datname = %s
+AND (pg_catalog.pg_stat_file('base/' || oid || '/pg_internal.init', true)).size IS NOT NULL
 """
 _SETTINGS: Final = """\
 SELECT rolname, setconfig
@@ -57,6 +64,15 @@ class SettingError(Exception):
 def connect(conninfo: Mapping[str, Any], *, autocommit: bool = True) -> Connection[Any]:
     """Connect by libpq's keywords."""
     return psycopg.Connection.connect(autocommit=autocommit, **conninfo)
+
+
+def is_alive(conn: Connection[Any]) -> bool:
+    """Whether a connection in autocommit still has its session: tests may have ended all."""
+    try:
+        conn.execute("")
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def create(
@@ -117,6 +133,22 @@ def seal(conn: Connection[Any], loaded: str, name: str) -> bool:
     except psycopg.errors.DuplicateDatabase:
         return False
     return True
+
+
+def write_catalog_cache(conn: Connection[Any], template: str, conninfo: Mapping[str, Any]) -> None:
+    """Have a template's `pg_internal.init` written, which its copies take over.
+
+    A server removes these files when it starts, and a database's first session writes it anew:
+    that takes as long as all else that is done to connect. Needs a superuser.
+    """
+    if conn.execute(_HAS_CATALOG_CACHE, [template]).fetchone() is not None:
+        return
+    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    conn.execute(allow.format(sql.Identifier(template), True))
+    try:
+        connect(conninfo).close()
+    finally:
+        conn.execute(allow.format(sql.Identifier(template), False))
 
 
 def _close_off(conn: Connection[Any], name: str) -> None:

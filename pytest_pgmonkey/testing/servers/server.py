@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -176,6 +177,12 @@ class Server(ABC):
     def _admin(self) -> AbstractContextManager[Connection[Any]]:
         """Give a connection of the role that prepares databases, for a block."""
 
+    def expect_copies(self, template: str) -> None:  # noqa: B027
+        """Prepare for many commands, most of which copy this database; ended by `disconnect()`."""
+
+    def disconnect(self) -> None:  # noqa: B027
+        """Close the connection of `expect_copies()`."""
+
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a database for the tests' role, empty or a copy of another."""
         from ..databases.commands import create
@@ -256,9 +263,12 @@ class OwnServer(Server):
 
     _creation: ClassVar = {"owner": ROLE, "unlogged": True}
     _alone = True
+    _stays_connected = False
+    _standing: Connection[Any] | None = None
 
     def __init__(self, worker: Worker | None, description: str) -> None:
         self._worker = worker
+        self._connecting = threading.Lock()
         self.description = f"{self.source} {description}"
 
     @classmethod
@@ -335,7 +345,26 @@ class OwnServer(Server):
         with self._admin() as conn:
             conn.execute(statement.format(sql.Identifier(ROLE), sql.Literal(password)))
 
-    def _admin(self) -> Connection[Any]:
-        from ..databases.commands import connect
+    def expect_copies(self, template: str) -> None:
+        from ..databases.advisory_locks import exclusive
+        from ..databases.commands import write_catalog_cache
 
-        return connect(self.admin_conninfo())
+        self._stays_connected = True  # to connect takes as long as to copy a small database
+        with self._admin() as conn, exclusive(conn, f"catalog cache of {template}"):
+            write_catalog_cache(conn, template, self.admin_conninfo(template))
+
+    def disconnect(self) -> None:
+        self._stays_connected = False
+        if self._standing is not None:
+            self._standing.close()
+            self._standing = None
+
+    def _admin(self) -> AbstractContextManager[Connection[Any]]:
+        from ..databases.commands import connect, is_alive
+
+        if not self._stays_connected:
+            return connect(self.admin_conninfo())
+        with self._connecting:
+            if self._standing is None or not is_alive(self._standing):
+                self._standing = connect(self.admin_conninfo())
+            return contextlib.nullcontext(self._standing)

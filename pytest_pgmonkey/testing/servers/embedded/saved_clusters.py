@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["discard", "file_of", "is_saved", "pack", "save"]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 LIMIT: Final = 6
 _DIRECTORY: Final = "clusters"
 _LOCK_LIMIT: Final = 5.0

@@ -109,6 +109,7 @@ class EmbeddedServer(OwnServer):
             shutil.rmtree(self.guarded.data, ignore_errors=True)
             code = self._initdb(attempt)
             if code == 0:
+                _remove_maps(self.guarded.data)
                 return
         raise ServerStartError(
             f"initdb of {self.binaries.origin} failed with exit code {code}.{_nameless_user()}",
@@ -191,6 +192,17 @@ class EmbeddedServer(OwnServer):
         host = "127.0.0.1" if ON_WINDOWS else str(self.socket_directory)
         conninfo = {"host": host, "port": self.port, "user": user, "dbname": dbname}
         return conninfo if self._password is None else {**conninfo, "password": self._password}
+
+
+def _remove_maps(data: Path) -> None:
+    """Remove what the databases of a new data directory can do without: a fourth of their files.
+
+    Each clone is spared copying them. PostgreSQL does without a free space or visibility map, and
+    makes a new one where it needs it.
+    """
+    for kind in ("fsm", "vm"):
+        for file in data.glob(f"base/*/*_{kind}"):
+            file.unlink()
 
 
 def _nameless_user() -> str:
