@@ -283,6 +283,15 @@ class TestInference:
 
         assert found == [types.get(last, "text"), "text"]
 
+    @pytest.mark.parametrize("last", ["2;3", '"2\n', "\r2;3\r\n"])
+    def test_quoted_line_ends(self, last):
+        """They end no record, wherever a block ends; what never ends is text."""
+        data = b'1;2\r\n3;"4"\r\n5;\r\n"\n6\r\n";"7"\r\n' * 2 + last.encode()
+        types = ["text", "integer"] if last == "2;3" else ["text", "text"]
+        for size in range(1, len(data) + 1):
+            blocks = (data[start : start + size] for start in range(0, len(data), size))
+            assert infer_types(blocks, 2, Dialect(";", '"', "")) == types
+
     def test_records_that_do_not_fit(self):
         """Where a record has too few values all is text: nothing after it was looked at."""
         assert infer_types([b"1;2\n3\n007;4\n"], 2, Dialect(";", '"', "")) == ["text", "text"]
