@@ -285,10 +285,11 @@ class PGConnectionManager:
     def _find_or_make(self, key: Key, reload: bool) -> AnyHandle:
         """Find or make the handle of a key; caching it at once makes other threads wait for it."""
         with self._lock:
-            self._drop_ended_loops()
             cached = self._cache.get(key)
             if cached is not None and not reload and not cached._gone:
                 return cached
+            # Not before: nobody finds the handle of an ended loop, and a new loop makes a handle.
+            self._drop_ended_loops()
             hook = self._aconfigure if key[0].type.is_async else self._configure
             handle = make_handle(key[0], hook, self)
             if not reload:
