@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers.pages import ROOT, Project, Story, stories, tell
+from helpers.pages import ROOT, Project, Story, blocks, stories, tell
 
 import pytest_pgmonkey
 from pytest_pgmonkey import AsyncHandle, ConnectionType, Handle, PGConnectionManager, errors
@@ -40,6 +40,13 @@ def test_the_code_of_a_page_runs(
     if lacking := story.lacking():
         pytest.skip(f"needs {lacking}: install it, or the extra 'dev'")
     tell(story, Project(tmp_path / "project", server_config, production_python(story.needs)))
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    """A bare `skip` is no reason."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    notes = [block.note for page in pages for block in blocks(page)]
+    assert [note for note in notes if re.match(r"skip(?!: \w)", note)] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the scripts run in this Python there")

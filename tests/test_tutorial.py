@@ -93,7 +93,7 @@ def test_the_tutorial_hides_nothing() -> None:
             assert f"`{name}`:\n\n<!-- test: file {name} -->" in text
 
 
-_TUTORIAL_NOTE = re.compile(r" test: (skip|fails|file \S+|needs [\w, ]+) ")
+_TUTORIAL_NOTE = re.compile(r" test: (fails|file \S+|needs [\w, ]+) ")
 
 
 def test_a_file_of_the_tutorial_is_the_same_in_each_part() -> None:
@@ -109,6 +109,18 @@ def test_the_tutorials_server_is_for_this_machine_alone() -> None:
     text = INDEX.read_text("utf-8")
     assert "-p 127.0.0.1:5432:5432" in text
     assert f"PASSWORD '{password_of_the_tutorial()}'" in text
+
+
+@on_unix
+def test_each_way_to_the_server_works(reader: Reader, tutorial_server: TutorialServer) -> None:
+    """The container's command and the administrator's SQL give the role and the database."""
+    container, by_hand = blocks(INDEX)
+    tutorial_server.clear()
+    reader.take(container)
+    tutorial_server.judge_login(password_of_the_tutorial())
+    tutorial_server.clear()
+    tutorial_server.execute(*by_hand.code.strip().splitlines())
+    tutorial_server.judge_login(password_of_the_tutorial())
 
 
 @on_unix

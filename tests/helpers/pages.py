@@ -13,7 +13,7 @@ What a block is, its first line or a comment above it says:
   skipped. `<!-- test: needs python3.14 -->`: it needs this Python, or a later one.
 - `<!-- test: file people.csv -->`: the block is that file.
 - `<!-- test: fails -->`: the block's last command must not end with status 0.
-- `<!-- test: skip -->`: not run.
+- `<!-- test: skip: it takes an hour -->`: not run, for this reason.
 
 Scripts and commands run in a virtual environment that has what `pip install
 "pytest-pgmonkey[binary]"` brings and what the story needs, and nothing else: no pytest, for one.
@@ -98,6 +98,11 @@ class Block:
             return self.note.partition(" ")[2]
         match = _FILE.match(self.code)
         return match[1] if match else None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing runs the block."""
+        return self.note.startswith("skip: ")
 
     @property
     def needs(self) -> list[str]:
@@ -339,7 +344,7 @@ class Reader(Workspace):
         """Do all that a page shows, but for what needs a module that is not here."""
         lacking = {block.title for block in blocks(page) if not all(map(is_there, block.needs))}
         for block in blocks(page):
-            if block.note != "skip" and block.title not in lacking:
+            if not block.skipped and block.title not in lacking:
                 with naming(f"{page.name}, line {block.line}"):
                     self.take(block)
 
@@ -391,7 +396,7 @@ def judge_ini(table: Any) -> None:
 
 def tell(story: Story, project: Project) -> None:
     for block in story.blocks:
-        if block.note != "skip":
+        if not block.skipped:
             with naming(f"{story.page.name}, line {block.line}"):
                 project.take(block)
 

@@ -1,10 +1,12 @@
-"""The server that a reader of the tutorial has, and the program `docker` that reaches into it."""
+"""The server that a reader of the tutorial has, and the program `docker` that reaches it."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
+import psycopg
+import pytest
 from psycopg import sql
 
 from helpers.servers import PasswordServer, find_tls_binaries
@@ -15,11 +17,25 @@ if TYPE_CHECKING:
 
 _DOCKER = """\
 #!{python}
-# `docker exec [-i] [-u USER] parcels COMMAND…`, on the server of the test.
+# `docker exec [-i] [-u USER] parcels COMMAND…`, on the server of the test. `docker run` makes there
+# what the image `postgres` makes in a container: a superuser with a password, and a database.
 import os, shutil, sys
 
 words = sys.argv[1:]
-assert words.pop(0) == "exec", "only exec is here"
+if words[0] == "run":
+    import psycopg
+    from psycopg import sql
+
+    assert words[1:6] == ["--name", "parcels", "-d", "-p", "127.0.0.1:5432:5432"], words
+    assert words[-1] == "postgres", words
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    user, password = sql.Identifier(given["POSTGRES_USER"]), given["POSTGRES_PASSWORD"]
+    with psycopg.connect(**{admin!r}, autocommit=True) as conn:
+        role = sql.SQL("CREATE ROLE {{}} LOGIN SUPERUSER PASSWORD {{}}")
+        conn.execute(role.format(user, sql.Literal(password)))
+        conn.execute(sql.SQL("CREATE DATABASE {{}} OWNER {{}}").format(user, user))
+    sys.exit()
+assert words.pop(0) == "exec", "only run and exec are here"
 while words[0].startswith("-"):
     if words.pop(0) == "-u":
         words.pop(0)
@@ -50,20 +66,39 @@ class TutorialServer(PasswordServer):
         """Give the role an empty database, and undo what another reader has set up."""
         kind = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER")
         self.guard_the_door()
+        self.clear()
         with self._admin() as conn:
-            conn.execute("DROP DATABASE IF EXISTS parcels WITH (FORCE)")
-            conn.execute("DROP ROLE IF EXISTS parcels, reporter")
             statement = sql.SQL("CREATE ROLE parcels LOGIN {} PASSWORD {}")
             conn.execute(statement.format(kind, sql.Literal(password)))
             conn.execute("CREATE DATABASE parcels OWNER parcels")
             conn.execute("ALTER SYSTEM RESET ALL")
             conn.execute("SELECT pg_reload_conf()")
 
+    def clear(self) -> None:
+        """Drop the database and the roles."""
+        self.execute(
+            "DROP DATABASE IF EXISTS parcels WITH (FORCE)", "DROP ROLE IF EXISTS parcels, reporter"
+        )
+
+    def execute(self, *statements: str) -> None:
+        """Run statements as the server's administrator."""
+        with self._admin() as conn:
+            for statement in statements:
+                conn.execute(statement)
+
+    def judge_login(self, password: str) -> None:
+        """Enter as the tutorial's files do, and no other way."""
+        where = {"host": "127.0.0.1", "port": self.port, "dbname": "parcels", "user": "parcels"}
+        psycopg.connect(**where, password=password).close()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(**where, password=f"not {password}")
+
     def make_docker(self, directory: Path) -> None:
         """Make the program that a reader runs commands in the container with."""
         file = directory / "docker"
         text = _DOCKER.format(
             python=sys.executable,
+            admin=self.admin_conninfo(),
             data=str(self.guarded.data),
             socket=str(self.socket_directory),
             bindir=str(self.binaries.bindir),
