@@ -37,7 +37,7 @@ class CloneError(PGMonkeyError):
 
 
 class Clones:
-    """Copies of the prepared database: made ahead and dropped behind, by one thread.
+    """Copies of the prepared database: made ahead by one thread, dropped behind by another.
 
     `source` is the database to copy; nobody may be connected to it meanwhile, so that the kit
     copies it once to a template that nobody connects to. `pristine` gives the template that it was
@@ -61,9 +61,9 @@ class Clones:
         self._ready: deque[Future[str]] = deque()
         self._clean: list[str] = []
         self._watch: psycopg.Connection[Any] | None = None
-        self._thread = ThreadPoolExecutor(1, "pgmonkey-clones")
+        self._threads = ThreadPoolExecutor(2, "pgmonkey-clones")
         self._jobs = 0
-        self._last_job: Future[Any] | None = None
+        self._running: list[Future[Any]] = []
 
     def take(self) -> str:
         """Give the name of a fresh clone."""
@@ -96,7 +96,8 @@ class Clones:
 
     @property
     def _is_at_rest(self) -> bool:
-        return self._last_job is None or self._last_job.done()
+        self._running = [job for job in self._running if not job.done()]
+        return not self._running
 
     def _watching(self) -> psycopg.Connection[Any]:
         if self._watch is None or self._watch.closed:
@@ -143,8 +144,8 @@ class Clones:
         return self._original
 
     def close(self) -> None:
-        """End the thread after its pending work; the server or the run removes the databases."""
-        self._thread.shutdown()
+        """End the threads after their pending work; the server or the run removes the databases."""
+        self._threads.shutdown()
         self._server.disconnect()
         if self._watch is not None:
             self._watch.close()
@@ -162,8 +163,9 @@ class Clones:
 
     def _submit(self, job: Callable[..., Any], *arguments: str) -> Future[Any]:
         self._jobs += 1
-        self._last_job = self._thread.submit(job, *arguments)
-        return self._last_job
+        future = self._threads.submit(job, *arguments)
+        self._running.append(future)
+        return future
 
     def _name(self, kind: str) -> str:
         self._count += 1

@@ -178,10 +178,13 @@ class Server(ABC):
         """Give a connection of the role that prepares databases, for a block."""
 
     def expect_copies(self, template: str) -> None:  # noqa: B027
-        """Prepare for many commands, most of which copy this database; ended by `disconnect()`."""
+        """Prepare for many commands, most of which copy this database; ended by `disconnect()`.
+
+        Each thread then keeps its connection.
+        """
 
     def disconnect(self) -> None:  # noqa: B027
-        """Close the connection of `expect_copies()`."""
+        """Close the connections of `expect_copies()`."""
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a database for the tests' role, empty or a copy of another."""
@@ -264,11 +267,10 @@ class OwnServer(Server):
     _creation: ClassVar = {"owner": ROLE, "unlogged": True}
     _alone = True
     _stays_connected = False
-    _standing: Connection[Any] | None = None
 
     def __init__(self, worker: Worker | None, description: str) -> None:
         self._worker = worker
-        self._connecting = threading.Lock()
+        self._standing: dict[int, Connection[Any]] = {}  # by thread: commands take long
         self.description = f"{self.source} {description}"
 
     @classmethod
@@ -355,16 +357,17 @@ class OwnServer(Server):
 
     def disconnect(self) -> None:
         self._stays_connected = False
-        if self._standing is not None:
-            self._standing.close()
-            self._standing = None
+        while self._standing:
+            _, conn = self._standing.popitem()
+            conn.close()
 
     def _admin(self) -> AbstractContextManager[Connection[Any]]:
         from ..databases.commands import connect, is_alive
 
         if not self._stays_connected:
             return connect(self.admin_conninfo())
-        with self._connecting:
-            if self._standing is None or not is_alive(self._standing):
-                self._standing = connect(self.admin_conninfo())
-            return contextlib.nullcontext(self._standing)
+        thread = threading.get_ident()
+        conn = self._standing.get(thread)
+        if conn is None or not is_alive(conn):
+            conn = self._standing[thread] = connect(self.admin_conninfo())
+        return contextlib.nullcontext(conn)
