@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +24,11 @@ pytest_plugins = [
     "fix_pages",
     "fix_sandbox",
 ]
+
+# What this process imports stays compiled, or each run of pytest inside a test would compile the
+# plugin anew. Those runs write nothing: their tests' files change within the second that counts.
+sys.dont_write_bytecode = False
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts its background jobs, and all their children could not be interrupted.
