@@ -601,7 +601,7 @@ class AsyncPoolSource:
             return
         loop = keeper.get_loop()
         if loop.is_closed():
-            self._bury(loop)
+            self._discard(loop)
             return
         with suppress(RuntimeError):  # It may be closed by now.
             loop.call_soon_threadsafe(keeper.cancel)
@@ -609,9 +609,9 @@ class AsyncPoolSource:
     def close_at_exit(self) -> None:
         """End what nobody will end any more: a loop that stands still now never runs again."""
         if self._keeper is not None and not self._keeper.get_loop().is_running():
-            self._bury(self._keeper.get_loop())
+            self._discard(self._keeper.get_loop())
 
-    def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _discard(self, loop: asyncio.AbstractEventLoop) -> None:
         """End what a loop left behind that was closed without ending its tasks."""
         _kept.discard(self)
         for conn in self.pool.originals.connections():

@@ -22,6 +22,7 @@ from pytest_pgmonkey.testing.servers.embedded.server import EmbeddedServer
 
 CONFTEST = """
 import json, os, pathlib, time
+from random import Random
 import pytest
 from pytest_postgresql import factories
 
@@ -47,10 +48,8 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("n", range(int(os.environ["BENCH_ROUNDS"])))
 
 def pytest_collection_modifyitems(items):
-    names = sorted({item.originalname for item in items})
-    items.sort(key=lambda item: (
-        n := item.callspec.params["n"], (names.index(item.originalname) + n) % len(names)
-    ))
+    # A test pays for what the one before it has left to do: each kind follows each other one.
+    items.sort(key=lambda item: (item.callspec.params["n"], Random(item.nodeid).random()))
 """
 TESTS = """
 import pytest

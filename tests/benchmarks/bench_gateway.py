@@ -266,6 +266,7 @@ def compute(process: subprocess.Popen[str]) -> list[Seconds]:
 
 SUITE = """
 import json, os, subprocess, sys, time
+from random import Random
 import psycopg, pytest
 from psycopg_pool import ConnectionPool
 import bench_gateway as bench
@@ -289,12 +290,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("n", range(ROUNDS * 5))
 
 def pytest_collection_modifyitems(items):
-    # Each kind follows every other equally often; those that measure by themselves come first.
-    names = sorted({{item.originalname for item in items}})
+    # A test pays for what the one before it has left to do: each kind follows each other one. Those
+    # that measure by themselves come first.
     def place(item):
         n = getattr(item, "callspec", None) and item.callspec.params.get("n")
-        n = -1 if n is None else n
-        return n, (names.index(item.originalname) + n) % len(names)
+        return -1 if n is None else n, Random(item.nodeid).random()
     items.sort(key=place)
 
 # For every test, empty ones too: the rivals' own fixtures depend on nothing of ours, and what names

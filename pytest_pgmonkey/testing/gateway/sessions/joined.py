@@ -224,7 +224,7 @@ class JoinedSession:
         """Run an operation with the turn; gives whether it has succeeded."""
         member, wait = self.member, self._backend.root.wait
         try:
-            if not member.turn.take(member) or member.turn.displaced is not None:
+            if not member.turn.take(member) or member.turn.preempted is not None:
                 member.claim_turn(wait)
             self._run(self._resumed(steps) if self._begun else steps)
         except _TOLD as error:
@@ -327,7 +327,7 @@ class JoinedSession:
         if (
             not self._asks_for_name((part,))
             and member.turn.take(member)
-            and member.turn.displaced is None
+            and member.turn.preempted is None
             and not self._backend.behind
             and is_in_place(member)
             and not self._begun

@@ -82,7 +82,7 @@ class SessionUser(Protocol):
     def client(self) -> Client | None:
         """What uses it, `None` where that is gone."""
 
-    def bury(self) -> None:
+    def discard(self) -> None:
         """Roll back what it left open when it was dropped."""
 
 
@@ -572,15 +572,15 @@ class Backend:
     def free_turn(self) -> None:
         """Take the turn from whoever was interrupted with it, as far as the test goes."""
         turn = self.turn
-        if turn.displaced is None and (turn.holder is None or turn.holder.is_scope):
+        if turn.preempted is None and (turn.holder is None or turn.holder.is_scope):
             return
         self.turn = Turn(self.refusals)
         for member in list(self.members):
             member.turn = self.turn
 
-    def expel_waiters(self) -> list[Any]:
+    def cancel_waiting(self) -> list[Any]:
         """Refuse those who wait for their turn, and give them."""
-        waiting = self.turn.expel()
+        waiting = self.turn.cancel_waiting()
         if waiting:
             self.turn = self.turn.renewed()
         return waiting
@@ -590,10 +590,10 @@ class Backend:
         while (look := self.look) is not None:
             look.give_way()
 
-    def bury(self) -> None:
+    def discard_abandoned(self) -> None:
         """Roll back what connections left open that were dropped unclosed."""
         while self.abandoned:
-            self.abandoned.pop().bury()
+            self.abandoned.pop().discard()
 
     def interrupt(self) -> None:
         """End what was left in the middle: a statement, a COPY, a stream, a pipeline."""

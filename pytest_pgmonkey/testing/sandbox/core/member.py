@@ -206,26 +206,26 @@ class Member:
 
         `drive` runs what that takes.
         """
-        self.bury_others()
+        self.discard_abandoned()
         while True:
             if self.turn.holder is not self:
                 self.wait_for_turn()
-            if self.turn.displaced is None:
+            if self.turn.preempted is None:
                 return
             self.occupy()
             try:
-                has_turn = drive(self.displace())
+                has_turn = drive(self.preempt())
             finally:
                 self.busy = False
             if has_turn:
                 return
 
-    def bury_others(self) -> None:
+    def discard_abandoned(self) -> None:
         """Roll back what connections left open that were dropped unclosed."""
         if self.backend.abandoned:
             self.occupy()
             try:
-                self.backend.bury()
+                self.backend.discard_abandoned()
             finally:
                 self.busy = False
 
@@ -233,30 +233,30 @@ class Member:
         """Wait in the running loop until the backend is this member's."""
         await self.turn.wait_async(self, self.timeout)
 
-    def displace(self) -> Steps:
-        """Find whether the displaced holder has only read; gives whether the turn is ours."""
+    def preempt(self) -> Steps:
+        """Find whether the preempted holder has only read; gives whether the turn is ours."""
         backend = self.backend
         try:
             # One that came back to its turn and did nothing with it is suspended as before.
-            suspended = self.turn.displaced.transaction.suspended
+            suspended = self.turn.preempted.transaction.suspended
             wrote = not suspended and (yield from self.has_written())
         except BaseException:
             self.turn.give_back(self)
             raise
         if wrote and self.turn.give_back(self):
             return False
-        displaced: Member | None = self.turn.keep_displaced()
-        if wrote and displaced is not None:
-            displaced.transaction.post_rollback()  # it was closed meanwhile
+        preempted: Member | None = self.turn.keep_preempted()
+        if wrote and preempted is not None:
+            preempted.transaction.post_rollback()  # it was closed meanwhile
             return True
         if backend.level is Level.DIRECT:
             backend.level = Level.BARE
-        if displaced is not None:
-            displaced.transaction.suspended = displaced.transaction.open
+        if preempted is not None:
+            preempted.transaction.suspended = preempted.transaction.open
         return True
 
     def settle_reads(self) -> bool:
-        """Find whether a transaction has written that is perhaps to be displaced.
+        """Find whether a transaction has written that is perhaps to be preempted.
 
         One that has not is suspended.
         """
@@ -571,7 +571,7 @@ class Member:
         self.returned = True
         self.backend.abandoned.append(self)
 
-    def bury(self) -> None:
+    def discard(self) -> None:
         """Roll back what an abandoned client left open."""
         self.backend.members.pop(self, None)
         self.backend.prepared = True  # perhaps

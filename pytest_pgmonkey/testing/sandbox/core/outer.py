@@ -148,7 +148,7 @@ class OuterTransaction:
     def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
         backend = self.live()
         if backend.abandoned:
-            backend.bury()
+            backend.discard_abandoned()
         member = Member(backend, origin, settings, self.wait_timeout)
         backend.members[member] = None
         return member
@@ -289,7 +289,7 @@ class OuterTransaction:
 
     def _take_back(self, backend: Backend) -> list[str]:
         """Close what the test did not return; a statement still running is cancelled."""
-        backend.bury()
+        backend.discard_abandoned()
         # A client may leave meanwhile, in a thread of its own.
         members = [each for each in list(backend.members) if not each.is_scope]
         self.left = [Left(each.origin, each.has_changes) for each in members]
@@ -297,7 +297,7 @@ class OuterTransaction:
             member.end(_ENDED)
         problems = [
             f"{waiter.name} was still waiting for the test's transaction when the test ended"
-            for waiter in backend.expel_waiters()
+            for waiter in backend.cancel_waiting()
         ]
         holder: Member | None = backend.turn.holder
         if holder is not None and isinstance(holder.origin, Peer):

@@ -65,34 +65,34 @@ class Turn(Queue):
     """The right to use the backend.
 
     A member holds it during an operation and as long as its virtual transaction is open. One
-    whose transaction has perhaps only read (`yielding`) can be displaced: the new holder then
+    whose transaction has perhaps only read (`yielding`) can be preempted: the new holder then
     asks the backend, and either goes on or gives the turn back.
     """
 
     def __init__(self, refusals: Refusals | None = None) -> None:
         super().__init__()
         self.holder: Any = None
-        self.displaced: Any = None
+        self.preempted: Any = None
         self._refusals: Final = refusals or Refusals()
 
     def _take(self, token: Any) -> bool:
         holder = self.holder
         if holder is None or holder is token:
             self.holder = token
-        elif holder.yielding and self.displaced is None:
-            self.displaced, self.holder = holder, token
+        elif holder.yielding and self.preempted is None:
+            self.preempted, self.holder = holder, token
         else:
             return False
         token.yielding = False
         return True
 
     def _grant(self) -> None:
-        # One at a time: who is granted the turn holds it, or has a displacement to settle first.
+        # One at a time: who is granted the turn holds it, or has a preemption to settle first.
         if self._waiters and self._take(self._waiters[0].token):
             self._serve(self._waiters.popleft())
 
     def _abandon(self, waiter: Waiter) -> None:
-        if self.displaced is not None and self.holder is waiter.token:
+        if self.preempted is not None and self.holder is waiter.token:
             self.give_back(waiter.token)
         else:
             self.leave(waiter.token)
@@ -105,10 +105,10 @@ class Turn(Queue):
     def hold(self, member: Holder) -> bool:
         """Have the turn to the end, where a member has it; gives whether it has.
 
-        Where it is being displaced just now, whoever displaces it ends its transaction.
+        Where it is being preempted just now, whoever preempts it ends its transaction.
         """
         with self._mutex:
-            if self.displaced is member:
+            if self.preempted is member:
                 member.returned = True
             elif self.holder is member:
                 member.yielding = False
@@ -116,27 +116,27 @@ class Turn(Queue):
             return False
 
     def give_back(self, member: object) -> bool:
-        """Return the turn to the displaced holder: it has written, and keeps it to its end.
+        """Return the turn to the preempted holder: it has written, and keeps it to its end.
 
         Gives whether it is still there.
         """
         with self._mutex:
-            if self.displaced is not None and self.displaced.returned:
+            if self.preempted is not None and self.preempted.returned:
                 return False
             self._give_back(member)
             return True
 
     def _give_back(self, member: object) -> None:
         with self._mutex:
-            displaced, self.displaced = self.displaced, None
+            preempted, self.preempted = self.preempted, None
             if self.holder is not member:
                 return
-            self.holder = displaced
-            displaced.yielding = False
-            if not displaced.open:
+            self.holder = preempted
+            preempted.yielding = False
+            if not preempted.open:
                 self._pass_on()
                 return
-            self._wake(displaced)
+            self._wake(preempted)
 
     def _wake(self, holder: Holder) -> None:
         """Serve a holder that has queued for its next statement while another was at it."""
@@ -146,11 +146,11 @@ class Turn(Queue):
                 self._serve(waiter)
                 return
 
-    def keep_displaced(self) -> Any:
-        """Settle a displacement: the former holder has only read, and is suspended."""
+    def keep_preempted(self) -> Any:
+        """Settle a preemption: the former holder has only read, and is suspended."""
         with self._mutex:
-            displaced, self.displaced = self.displaced, None
-            return displaced
+            preempted, self.preempted = self.preempted, None
+            return preempted
 
     def seize(self) -> Any:
         """Take the turn from whoever has it and does nothing just now; gives who that was.
@@ -159,7 +159,7 @@ class Turn(Queue):
         """
         with self._mutex:
             holder = self.holder
-            if self.displaced is not None or not (holder is None or holder.open):
+            if self.preempted is not None or not (holder is None or holder.open):
                 raise BusyError("a statement is about to run")
             self.holder = _NOBODY
             return holder
@@ -180,14 +180,14 @@ class Turn(Queue):
                 self._pass_on()
 
     def offer(self, member: object) -> None:
-        """End an operation inside a transaction that may be displaced."""
+        """End an operation inside a transaction that may be preempted."""
         if self._waiters:
             with self._mutex:
                 if self.holder is member:
                     self._grant()
 
     def renewed(self) -> Turn:
-        """Give a turn with the same holder, of which those who were expelled know nothing."""
+        """Give a turn with the same holder, which those whose wait was cancelled do not know."""
         turn = Turn(self._refusals)
         turn.holder = self.holder
         if turn.holder is not None:

@@ -43,7 +43,7 @@ class Queue:
         with self._mutex:
             return self._take(token)
 
-    def expel(self) -> list[Any]:
+    def cancel_waiting(self) -> list[Any]:
         """Wake all who wait, for nothing, and give their tokens."""
         if not self._waiters:
             return []

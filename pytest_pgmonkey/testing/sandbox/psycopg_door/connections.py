@@ -287,7 +287,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
         planned = plan(member, gen)
         if planned is None:
             return super().wait(gen, *args, **kwargs)
-        if not member.turn.take(member) or member.turn.displaced is not None:
+        if not member.turn.take(member) or member.turn.preempted is not None:
             member.claim_turn(super().wait)
         try:
             return super().wait(steps(member, self, planned), *args, **kwargs)
@@ -388,7 +388,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
         planned = plan(member, gen)
         if planned is None:
             return await super().wait(gen, *args, **kwargs)
-        if not member.turn.take(member) or member.turn.displaced is not None:
+        if not member.turn.take(member) or member.turn.preempted is not None:
             await self._wait_for_turn()
         try:
             return await super().wait(steps(member, self, planned), *args, **kwargs)
@@ -421,15 +421,15 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
 
     async def _wait_for_turn(self) -> None:
         member = self._member
-        member.bury_others()
+        member.discard_abandoned()
         while True:
             if member.turn.holder is not member:
                 await member.wait_for_turn_async()
-            if member.turn.displaced is None:
+            if member.turn.preempted is None:
                 return
             member.start()
             try:
-                has_turn = await super().wait(member.displace())
+                has_turn = await super().wait(member.preempt())
             finally:
                 member.busy = False
             if has_turn:

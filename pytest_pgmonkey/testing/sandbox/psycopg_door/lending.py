@@ -164,7 +164,7 @@ class _LenderPool(_Lender):
         super().renew()
         slots = self._slots
         self._start()
-        slots.expel()
+        slots.cancel_waiting()
 
     # The states
 
@@ -178,7 +178,7 @@ class _LenderPool(_Lender):
 
     def _close(self) -> None:
         self.closed = True
-        self._slots.expel()
+        self._slots.cancel_waiting()
 
     def _resize(self, min_size: int, max_size: int | None) -> None:
         self.min_size, self.max_size = _sizes(min_size=min_size, max_size=max_size)
