@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import signal
@@ -314,6 +315,52 @@ def test_a_task_left_in_a_pipeline(own: Twins) -> None:
     assert own.loop.run_until_complete(second(go_on, task)) == [(3,)]
     assert errors
     assert own.sandbox.reset() == []
+    assert next_test_is_well(own)
+
+
+@pytest.mark.parametrize(
+    "before", ["SELECT 1", "INSERT INTO t VALUES (5, 'before')"], ids=["first", "later"]
+)
+def test_an_interrupted_operation_is_closed_at_once(own: Twins, handle: Any, before: str) -> None:
+    """Nothing of it is left to the collector, which can crash in psycopg's compiled generators."""
+    ringing = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(AlarmError), handle.connection() as conn:
+        conn.execute(before)
+        operation = conn.cursor()._execute_gen("SELECT pg_sleep(60)")
+        alarm(0.1)
+        conn.wait(operation)
+    signal.signal(signal.SIGALRM, ringing)
+    assert inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED
+    assert own.sandbox.reset() == []
+    assert next_test_is_well(own)
+
+
+@pytest.mark.parametrize(
+    "before", ["SELECT 1", "INSERT INTO t VALUES (5, 'before')"], ids=["first", "later"]
+)
+def test_an_operation_cancelled_twice_is_closed_at_once(own: Twins, before: str) -> None:
+    """The second time while psycopg cancels the statement: it closes the session then."""
+    world = World(own, "async", real=False)
+    operations = []
+
+    async def work() -> None:
+        async with (await world.handle()).connection() as conn:
+            await conn.execute(before)
+            operations.append(conn.cursor()._execute_gen("SELECT pg_sleep(60)"))
+            await conn.wait(operations[0])
+
+    async def cancel() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.1)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    own.loop.run_until_complete(cancel())
+    assert inspect.getgeneratorstate(operations[0]) == inspect.GEN_CLOSED
+    own.sandbox.reset()
     assert next_test_is_well(own)
 
 

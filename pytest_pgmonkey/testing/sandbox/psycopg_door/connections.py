@@ -30,7 +30,7 @@ from .internals import (
     pool_of,
     register_control,
 )
-from .operations import as_it_is, plan, steps
+from .operations import abandon, as_it_is, plan, steps
 from .pipelines import AsyncSandboxPipeline, SandboxPipeline, pause
 
 if TYPE_CHECKING:
@@ -278,6 +278,7 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
                 raise
             except BaseException:
                 member.backend.unsettled = True
+                abandon(run)
                 raise
             finally:
                 if self.pgconn.transaction_status in _IN_BLOCK:
@@ -289,13 +290,16 @@ class SandboxConnection(_Sandboxed, Connection[Any]):
             return super().wait(gen, *args, **kwargs)
         if not member.turn.take(member) or member.turn.preempted is not None:
             member.claim_turn(super().wait)
+        run = None
         try:
-            return super().wait(steps(member, self, planned), *args, **kwargs)
+            run = steps(member, self, planned)
+            return super().wait(run, *args, **kwargs)
         except psycopg.Error as error:
             member.explain(error)
             raise
         except BaseException:
             member.backend.unsettled = True
+            abandon(run)
             raise
         finally:
             member.after()
@@ -379,6 +383,7 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
                 raise
             except BaseException:
                 member.backend.unsettled = True
+                abandon(run)
                 raise
             finally:
                 if self.pgconn.transaction_status in _IN_BLOCK:
@@ -390,13 +395,16 @@ class AsyncSandboxConnection(_Sandboxed, AsyncConnection[Any]):
             return await super().wait(gen, *args, **kwargs)
         if not member.turn.take(member) or member.turn.preempted is not None:
             await self._wait_for_turn()
+        run = None
         try:
-            return await super().wait(steps(member, self, planned), *args, **kwargs)
+            run = steps(member, self, planned)
+            return await super().wait(run, *args, **kwargs)
         except psycopg.Error as error:
             member.explain(error)
             raise
         except BaseException:
             member.backend.unsettled = True
+            abandon(run)
             raise
         finally:
             member.after()

@@ -6,6 +6,7 @@ turn, `steps` gives the generator to run: psycopg's own, or the same with our co
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -117,6 +118,18 @@ def steps(member: Member, conn: Any, planned: Planned) -> Steps:
         declared = declaration(obj.name, query_text(sql, conn), holds=holds(obj))
         kind, parts = STATEMENT, (declared,)
     return _with_ours(member, conn, kind, parts, obj, gen)
+
+
+def abandon(run: Steps | None) -> None:
+    """Close an interrupted operation while the interruption is being handled.
+
+    The garbage collector must not do it later, when nobody else holds the exception. psycopg's
+    compiled generators keep an earlier one until they are closed; it dies in the middle of that,
+    and Python 3.11 and 3.12 crash if code that runs then catches an exception (Cython 3.3.1).
+    """
+    if run is not None:
+        with suppress(Exception):  # A pipeline's end waits for its results even now.
+            run.close()
 
 
 def _shortcut(member: Member, conn: Any, part: Statement, gen: Steps) -> Steps | None:
