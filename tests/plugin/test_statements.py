@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,6 +112,34 @@ KINDS = """
             conn.execute("SELECT id FROM item")
         assert 0
 """
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer()")
+def test_an_interrupted_statement_tells_what_ended_it(pytester: pytest.Pytester, run: Run) -> None:
+    """A time-out by signal, for one."""
+    pytester.makepyfile(
+        test_it=FAILS
+        + """
+    import signal
+
+    class TimeOut(BaseException):
+        pass
+
+    def ring(*_):
+        raise TimeOut("after 0.3 s")
+
+    def test_it(pgmonkey):
+        before = signal.signal(signal.SIGALRM, ring)
+        with pytest.raises(TimeOut), pgmonkey.normal as conn:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            conn.execute("SELECT pg_sleep(60)")
+        signal.signal(signal.SIGALRM, before)
+        assert 0
+    """
+    )
+    result = run()
+    result.assert_outcomes(failed=1)
+    assert "! TimeOut: after 0.3 s" in timelines(result)[0]
 
 
 def test_all_doors_in_both_isolations(pytester: pytest.Pytester, run: Run) -> None:

@@ -187,6 +187,8 @@ def is_counted(statement: Statement) -> bool:
 
 
 def _shown(error: BaseException) -> str:
+    if isinstance(error, GeneratorExit):  # raised while its interruption is handled
+        error = error.__context__ or error
     state = getattr(error, "sqlstate", None)
     text = getattr(error, "text", "") or str(error)
     first = text.strip().partition("\n")[0]
