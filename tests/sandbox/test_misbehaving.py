@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,10 @@ def alarm(after: float, error: type[BaseException] = AlarmError) -> None:
 
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, after)
+
+
+def is_suspended(operation: Any) -> bool:
+    return inspect.getgeneratorstate(operation) == inspect.GEN_SUSPENDED
 
 
 # Programs that misbehave: each gets a handle over a pool, and may raise whatever it likes.
@@ -327,8 +332,17 @@ def test_an_interrupted_operation_is_closed_at_once(own: Twins, handle: Any, bef
     with pytest.raises(AlarmError), handle.connection() as conn:
         conn.execute(before)
         operation = conn.cursor()._execute_gen("SELECT pg_sleep(60)")
-        alarm(0.1)
+
+        def ring() -> None:
+            while not is_suspended(operation):
+                time.sleep(0.001)
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+        thread = threading.Thread(target=ring)
+        alarm(60)
+        thread.start()
         conn.wait(operation)
+    thread.join()
     signal.signal(signal.SIGALRM, ringing)
     assert inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED
     assert own.sandbox.reset() == []
@@ -351,7 +365,8 @@ def test_an_operation_cancelled_twice_is_closed_at_once(own: Twins, before: str)
 
     async def cancel() -> None:
         task = asyncio.create_task(work())
-        await asyncio.sleep(0.1)
+        while not (operations and is_suspended(operations[0])):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
         for _ in range(2):
             task.cancel()
             await asyncio.sleep(0)
