@@ -751,3 +751,23 @@ async def test_scripts_that_revive_a_transaction(w: World) -> None:
         await w.run(conn, "INSERT INTO t VALUES (1, 'a')")
         await w.do(conn.commit)
         await w.run(conn, "SELECT current_setting('work_mem')")
+
+
+@twin
+async def test_an_error_in_a_pipeline_stays_until_the_sync(w: World) -> None:
+    """In autocommit, too, and before a statement that needs commands of ours before it."""
+    for n, statement in enumerate(
+        ("SAVEPOINT a", "SET a.b = '1'", "CREATE TEMP TABLE own (n int)")
+    ):
+        async with w.borrow() as conn:
+            await call(conn.set_autocommit(True))
+            async with w.noting(), block(conn.pipeline()) as pipeline:
+                for query in ("SELECT 1/0", statement, f"INSERT INTO t VALUES ({n}, 'never')"):
+                    # When an error is told depends on how soon results come in.
+                    with suppress(psycopg.Error):
+                        await execute(conn, query)
+                for _ in range(3):
+                    with suppress(psycopg.Error):
+                        await call(pipeline.sync())
+                await execute(conn, f"INSERT INTO t VALUES ({n + 10}, 'after')")
+            await w.rows(conn)

@@ -31,7 +31,7 @@ from .internals import (
     register_control,
 )
 from .operations import abandon, as_it_is, plan, steps
-from .pipelines import AsyncSandboxPipeline, SandboxPipeline, pause
+from .pipelines import AsyncSandboxPipeline, SandboxPipeline, step_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
@@ -245,7 +245,7 @@ class _Sandboxed(BaseConnection[Any]):
 
     def pause_pipeline(self) -> Generator[Any, Any, None]:
         """Leave pipeline mode, so that our own commands can be answered."""
-        return pause(self._member, self._pipeline)
+        return step_out(self._member, self._pipeline)
 
     def _deallocate(self, name: bytes | None) -> Generator[Any, Any, None]:
         # DEALLOCATE ALL would take the other members' prepared statements with it. Ours have

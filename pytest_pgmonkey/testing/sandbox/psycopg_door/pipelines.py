@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Steps = Generator[Any, Any, Any]
 
-__all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "pause", "resume"]
+__all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "resume", "step_out"]
 
 
 def resume(member: Member) -> Steps:
@@ -46,6 +46,16 @@ def pause(member: Member, pipeline: Any) -> Steps:
     member.leave_pipeline()
     if error is not None:
         raise error
+
+
+def step_out(member: Member, pipeline: Any) -> Steps:
+    """Pause for commands of our own; an error stays until the sync, also outside of a transaction."""
+    try:
+        yield from pause(member, pipeline)
+    except psycopg.Error:
+        if member.transaction.unit:
+            yield from resume(member)
+        raise
 
 
 class _Pipelined(BasePipeline):  # type: ignore[misc]
