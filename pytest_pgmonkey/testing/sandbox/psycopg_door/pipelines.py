@@ -49,7 +49,7 @@ def pause(member: Member, pipeline: Any) -> Steps:
 
 
 def step_out(member: Member, pipeline: Any) -> Steps:
-    """Pause for commands of our own; an error stays until the sync, also outside of a transaction."""
+    """Pause for commands of our own; an error stays until the sync, in autocommit too."""
     try:
         yield from pause(member, pipeline)
     except psycopg.Error:
