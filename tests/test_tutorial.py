@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from helpers.missing import miss
-from helpers.pages import ROOT, Reader, blocks, is_there
+from helpers.pages import ROOT, Reader, blocks
 from helpers.servers import find_tls_binaries
 from helpers.tutorial import TutorialServer
 
@@ -38,9 +38,8 @@ def tutorial_server() -> Iterator[TutorialServer]:
 def readers_python(
     production_python: Callable[[tuple[str, ...]], Path | str],
 ) -> Path | str:
-    """The Python of production, with what parts of the tutorial need."""
-    needs = {module for page in PARTS for block in blocks(page) for module in block.needs}
-    return production_python(tuple(sorted(filter(is_there, needs))))
+    """The Python of production, with nothing that is for tests."""
+    return production_python(())
 
 
 @pytest.fixture

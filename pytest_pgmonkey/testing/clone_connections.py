@@ -40,7 +40,7 @@ class _Past:
 
     pgconn: PGconn
     _is_ours = False  # for as long as its statements are not the application's
-    _is_prepared = False  # and has proved that a pool can connect, which has not taken it yet
+    _is_prepared = False  # it has proved that its pool can connect, and waits for the pool
 
     @property
     def in_block(self) -> bool:

@@ -341,12 +341,10 @@ class Reader(Workspace):
         server.make_docker(directory.parent / "bin")
 
     def follow(self, page: Path) -> None:
-        """Do all that a page shows, but for what needs a module that is not here."""
-        lacking = {block.title for block in blocks(page) if not all(map(is_there, block.needs))}
+        """Do all that a page shows."""
         for block in blocks(page):
-            if not block.skipped and block.title not in lacking:
-                with naming(f"{page.name}, line {block.line}"):
-                    self.take(block)
+            with naming(f"{page.name}, line {block.line}"):
+                self.take(block)
 
     def script(self, code: str) -> None:
         raise PageError("a reader does not know in which file this belongs")

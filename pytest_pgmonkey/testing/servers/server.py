@@ -177,13 +177,13 @@ class Server(ABC):
     def _admin(self) -> AbstractContextManager[Connection[Any]]:
         """Give a connection of the role that prepares databases, for a block."""
 
-    def expect_copies(self, template: str) -> None:  # noqa: B027
+    def expect_copies(self, template: str) -> None:  # noqa: B027 - only our own servers do
         """Prepare for many commands, most of which copy this database; ended by `disconnect()`.
 
         Each thread then keeps its connection.
         """
 
-    def disconnect(self) -> None:  # noqa: B027
+    def disconnect(self) -> None:  # noqa: B027 - only our own servers do
         """Close the connections of `expect_copies()`."""
 
     def create_database(self, name: str, template: str | None = None) -> None:
