@@ -427,6 +427,20 @@ def test_psycopg_prepared_statements(world):
 
 
 @twin
+def test_who_uses_a_held_cursor_keeps_nobody_waiting(world):
+    """Nor does the cursor lose its place when another works meanwhile."""
+    reader, other = world.connect(), world.connect()
+    world.run(reader, "DECLARE held CURSOR WITH HOLD FOR SELECT generate_series(1, 9)")
+    reader.commit()
+    for n, use in enumerate(("FETCH 2 FROM held", "MOVE 2 FROM held", "CLOSE held")):
+        world.run(reader, use)
+        world.run(other, "INSERT INTO t VALUES (%s)", [n])
+        other.commit()
+        world.run(reader, "SELECT count(*) FROM t")
+    world.run(reader, "FETCH 1 FROM held")
+
+
+@twin
 def test_psycopg_statement_whose_result_changes(world):
     """A cached plan that must not change its result type says so, and a new one works."""
     conn = world.connect(autocommit=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "Record"]
 
 _MOST: Final = 1000
-_COUNTED: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DDL, Verb.DECLARE})
+_COUNTED: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DDL, Verb.DECLARE, Verb.CURSOR})
 # What drivers and frameworks ask by themselves, mostly when they connect.
 _DRIVERS_OWN: Final = re.compile(
     r"\s*(SHOW\b|SELECT\s+pg_catalog\.version\(\)|SELECT\s+current_schema\(\)"

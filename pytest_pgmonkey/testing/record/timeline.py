@@ -45,7 +45,7 @@ _TITLES: Final = ("at ms", "took", "connection, place", "rows")
 _STATEMENT: Final = "statement"
 _ENDS: Final = frozenset({Verb.COMMIT, Verb.ROLLBACK})
 _BOUNDS: Final = _ENDS | {Verb.BEGIN, Verb.SAVEPOINT}
-_RESULTS: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DECLARE})
+_RESULTS: Final = frozenset({Verb.QUERY, Verb.WRITE, Verb.DECLARE, Verb.CURSOR})
 
 
 def timeline(

@@ -27,6 +27,7 @@ CONTROL: Final = "control"
 _KINDS: Final = {
     Verb.QUERY: "read",
     Verb.DECLARE: "read",
+    Verb.CURSOR: "read",
     Verb.WRITE: "write",
     Verb.DDL: "schema",
 }

@@ -34,6 +34,7 @@ class Verb(Enum):
     SET_TRANSACTION = auto()
     SET_CONSTRAINTS = auto()
     DECLARE = auto()
+    CURSOR = auto()  # FETCH, MOVE, CLOSE: reads, as far as the cursor's query does
     PREPARE = auto()  # PREPARE name AS …
     DEALLOCATE = auto()
     DISCARD = auto()
@@ -206,6 +207,9 @@ _SIMPLE_VERBS: Final = {
     "DEALLOCATE": Verb.DEALLOCATE,
     "DISCARD": Verb.DISCARD,
     "LISTEN": Verb.LISTEN,
+    "FETCH": Verb.CURSOR,
+    "MOVE": Verb.CURSOR,
+    "CLOSE": Verb.CURSOR,
 }
 # Not functions although a parenthesis follows, and functions that surely write nothing.
 _HARMLESS_CALLS: Final = frozenset(
@@ -307,7 +311,8 @@ def _judge(draft: _Draft, text: str) -> Statement:
         tuple(words[:8]),
         text,
         read_only=verb is Verb.QUERY and draft.calls <= _HARMLESS_CALLS,
-        plain=verb in (Verb.QUERY, Verb.WRITE) and not (sets_config or advisory or timeouts),
+        plain=verb in (Verb.QUERY, Verb.WRITE, Verb.CURSOR)
+        and not (sets_config or advisory or timeouts),
         settings=_settings(text) if verb in (Verb.SET, Verb.SET_LOCAL) else (),
         sets_config=sets_config,
         temporary=_temporary(words, text) if verb is Verb.DDL else None,

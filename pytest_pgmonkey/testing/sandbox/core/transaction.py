@@ -145,7 +145,7 @@ class VirtualTransaction:
         if part.verb is Verb.DEALLOCATE:
             return  # psycopg sends one after each rollback: it keeps nobody waiting
         self.surely_reads = False
-        if part.verb is not Verb.QUERY:
+        if part.verb not in (Verb.QUERY, Verb.CURSOR):
             self.writes = True
 
     def before(self, part: Statement, params: Any) -> Steps:
