@@ -322,6 +322,26 @@ async def test_failed_pipeline(w: World) -> None:
 
 
 @twin
+async def test_error_that_stays_until_the_sync(w: World) -> None:
+    """A savepoint does not undo it, and `transaction()` is skipped as well."""
+    for options in ({}, AUTOCOMMIT):
+        async with w.borrow(**options) as conn, block(conn.pipeline()) as pipeline:
+            await execute(conn, "SELECT 1" if options else "SAVEPOINT a")
+            cursor = await execute(conn, "SELECT 1/0")
+            await w.do(cursor.fetchone)
+            for query in ("SET work_mem = '1MB'", "ROLLBACK TO a"):
+                cursor = await execute(conn, query)
+                await w.do(cursor.fetchone)
+            async with w.noting(), block(conn.transaction()):
+                await execute(conn, "SELECT 1")
+            async with w.noting():
+                await call(pipeline.sync())
+            w.status(conn)
+            await call(conn.rollback())
+            await w.run(conn, "SHOW work_mem")
+
+
+@twin
 async def test_prepared_statements(w: World) -> None:
     """Prepared statements work across commits, rollbacks and dropped tables."""
     async with w.borrow() as conn:

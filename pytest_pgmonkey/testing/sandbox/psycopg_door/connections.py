@@ -164,6 +164,9 @@ class _Sandboxed(BaseConnection[Any]):
             member = self._member
             if self._pipeline:
                 aborted = self._pipeline.status == pq.PipelineStatus.ABORTED
+                if aborted and command.startswith((b"BEGIN", b"SAVEPOINT")):
+                    # The server skips it, and the next sync says so.
+                    return (yield from super()._exec_command(command))
                 yield from self._pipeline._sync_gen()
                 if aborted and command == b"COMMIT":
                     raise psycopg.errors.PipelineAborted("pipeline aborted")

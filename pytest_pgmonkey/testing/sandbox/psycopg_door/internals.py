@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import suppress
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -241,6 +242,14 @@ def answer_queue(pipeline: Any) -> Generator[Any, Any, psycopg.Error | None]:
     pipeline.command_queue.clear()
     pipeline.result_queue.clear()
     return first
+
+
+def fail_queue(pipeline: Any) -> Generator[Any, Any, None]:
+    """Have the server skip all that is queued from now on, up to the next sync."""
+    pipeline.pgconn.send_query_params(b"RELEASE _pgmonkey_nothing", None)
+    pipeline.result_queue.append(None)
+    with suppress(psycopg.Error):
+        yield from pipeline._fetch_gen(flush=True)
 
 
 def is_extended(cursor: Any, gen: Any) -> bool:

@@ -47,7 +47,7 @@ from .internals import (
     set_results,
     tagged_result,
 )
-from .pipelines import resume
+from .pipelines import fail, resume
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -256,8 +256,7 @@ def _pipelined(
         if transaction.in_pipeline and all(part.plain for part in parts):
             for part in parts:
                 transaction.note(part)
-        else:
-            yield from conn.pause_pipeline()
+        elif (yield from conn.pause_pipeline()):
             yield from member.get_ready()
             # Where the transaction has failed, the statement will say so.
             if member.backend.in_transaction or not (transaction.open or transaction.unit):
@@ -268,8 +267,7 @@ def _pipelined(
         # What psycopg would fetch now are answers to our own commands.
         yield from member.backend.collect()
     result = yield from passage.all_passing(parts, gen, gen)
-    if any(part.looks_at_timeouts for part in parts):
-        yield from conn.pause_pipeline()
+    if any(part.looks_at_timeouts for part in parts) and (yield from conn.pause_pipeline()):
         yield from transaction.park_timeouts(parts[0])
     return result
 
@@ -279,8 +277,7 @@ def _fail_outside(member: Member, conn: Any, parts: tuple[Statement, ...]) -> St
     try:
         refuse_outside(member, parts, autocommit=conn.autocommit)
     except psycopg.Error:
-        yield from member.backend.attempt(b"RELEASE _pgmonkey_nothing")
-        yield from resume(member)  # it stays failed until the sync
+        yield from fail(member, conn._pipeline)
         raise
 
 

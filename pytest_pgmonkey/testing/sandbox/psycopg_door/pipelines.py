@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import pq
 
-from .internals import BasePipeline, answer_queue, register_control
+from .internals import BasePipeline, answer_queue, fail_queue, register_control
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Steps = Generator[Any, Any, Any]
 
-__all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "resume", "step_out"]
+__all__ = ["AsyncSandboxPipeline", "SandboxPipeline", "fail", "resume", "step_out"]
 
 
 def resume(member: Member) -> Steps:
@@ -49,13 +49,21 @@ def pause(member: Member, pipeline: Any) -> Steps:
 
 
 def step_out(member: Member, pipeline: Any) -> Steps:
-    """Pause for commands of our own; an error stays until the sync, in autocommit too."""
+    """Pause for commands of our own; gives `False` where the server skips all until the sync."""
+    if pipeline.status == pq.PipelineStatus.ABORTED:
+        return False
     try:
         yield from pause(member, pipeline)
     except psycopg.Error:
-        if member.transaction.unit:
-            yield from resume(member)
+        yield from fail(member, pipeline)
         raise
+    return True
+
+
+def fail(member: Member, pipeline: Any) -> Steps:
+    """Go into pipeline mode as after an error, which stays until the sync."""
+    yield from resume(member)
+    yield from fail_queue(pipeline)
 
 
 class _Pipelined(BasePipeline):  # type: ignore[misc]
@@ -71,7 +79,8 @@ class _Pipelined(BasePipeline):  # type: ignore[misc]
 
     def _enter_gen(self) -> Steps:
         psycopg.capabilities.has_pipeline(check=True)
-        yield from self._sync_gen()
+        if self.command_queue or self.result_queue:
+            yield from self._sync_gen()
         self._conn._member.pipelined = True
         self.level += 1
 
