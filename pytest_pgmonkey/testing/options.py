@@ -103,6 +103,7 @@ OPTIONS: Final = (
     ),
     Option("image", None, "container image of the server"),
     Option("bindir", None, "directory of PostgreSQL server programs", "path"),
+    Option("data-directory", None, "where a private server has its data, instead of RAM", "path"),
     Option(
         "schema",
         (),
@@ -167,6 +168,7 @@ class Options:
     source: str
     image: str | None
     bindir: Path | None
+    data_directory: Path | None
     schema: tuple[str, ...]
     database: str
     isolation: str
@@ -346,13 +348,14 @@ def _contradictions(options: Options) -> None:
         )
     if options.source == "config" and options.config is None:
         raise OptionError(f"{given['source']} is config: name the file with --pgmonkey-config")
-    if options.bindir is not None and (options.config or options.source == "container"):
-        raise OptionError(f"{given['bindir']} is for an embedded server, and there is none here")
-    if options.image is not None and options.bindir is not None:
-        raise OptionError(
-            f"{given['bindir']} is for an embedded server, and {given['image']} for a container: "
-            "give one of them"
-        )
+    for name in given.keys() & {"bindir", "data-directory"}:
+        if options.config or options.source == "container":
+            raise OptionError(f"{given[name]} is for an embedded server, and there is none here")
+        if options.image is not None:
+            raise OptionError(
+                f"{given[name]} is for an embedded server, and {given['image']} for a container: "
+                "give one of them"
+            )
     if options.image is not None and (options.config or options.source == "embedded"):
         raise OptionError(f"{given['image']} is for a container, and there is none here")
     if options.database != "auto" and options.config is None:

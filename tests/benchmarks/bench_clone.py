@@ -133,9 +133,9 @@ def main() -> None:
         server.stop()
     rival = cost["rival"]
     print(f"pytest-postgresql: {rival:.1f} ms a test")
-    for kind, goal in (("clone", 4), ("clone_pool", 4), ("rollback", 60)):
+    for kind, goal in (("clone", 10), ("clone_pool", 5), ("rollback", 60)):
         print(f"{kind:12}{cost[kind]:8.2f} ms{rival / cost[kind]:8.1f} x faster (goal {goal})")
-    print(f"clone, nothing written {read:.2f} ms (goal 3)")
+    print(f"clone, nothing written {read:.2f} ms (goal 2)")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def test_map_is_read() -> None:
         ({"bindir": "/x", "config": "x.yaml"}, "is for an embedded server"),
         ({"image": "postgres", "source": "embedded"}, "is for a container"),
         ({"image": "postgres", "bindir": "/x"}, "give one of them"),
+        ({"data-directory": "/x", "source": "container"}, "is for an embedded server"),
         ({"database": "scratch"}, "for a server that --pgmonkey-config names"),
         (
             {"database": "existing", "config": "x.yaml", "schema": ["a.sql"]},

@@ -212,6 +212,52 @@ class TestServer:
             running.stop()
 
 
+class TestDataDirectory:
+    """The option `data-directory`."""
+
+    @pytest.fixture
+    def place(self) -> Iterator[Path]:
+        """A directory that the server's user can enter, with a path too long for a socket."""
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+            place = Path(name, "x" * 90)
+            place.mkdir()
+            for path in (Path(name), place):
+                path.chmod(0o755)
+            yield place
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_the_server_of_a_run_is_there(self, pytester, run, place, workers):
+        """Clones share blocks with their template where they can, and nothing is left."""
+        pytester.makepyfile(
+            f"""
+            from pathlib import Path
+
+            import pytest
+
+            def test_place(pgmonkey, pgmonkey_server):
+                (home,) = Path({str(place)!r}).iterdir()
+                assert (home / "data" / "PG_VERSION").exists()
+                if pgmonkey_server.binaries.major >= 18:
+                    shown = pgmonkey.execute("SHOW file_copy_method").fetchone()
+                    assert shown == ("clone",)
+
+            @pytest.mark.pgmonkey(isolation="clone")
+            @pytest.mark.parametrize("n", range(3))
+            def test_clone(pgmonkey, n):
+                pgmonkey.execute("CREATE TABLE once (n int)")
+            """
+        )
+        run(f"-n{workers}", f"--pgmonkey-data-directory={place}").assert_outcomes(passed=4)
+        assert list(place.iterdir()) == []
+
+    def test_a_place_that_is_not_there_is_one_clear_error(self, pytester, run):
+        """The run's tests fail with the path, and without a traceback of ours."""
+        pytester.makepyfile("def test_it(pgmonkey): pass")
+        result = run("--pgmonkey-data-directory=nowhere")
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines([f"*cannot have its data in {pytester.path}/nowhere*"])
+
+
 @NEEDS_PROC
 class TestEnd:
     def test_stop_leaves_nothing_and_may_be_called_again(self):
@@ -429,6 +475,16 @@ class TestDirectories:
         tmp_path.chmod(0o700)
         monkeypatch.setattr(directories, "_bases", lambda: [tmp_path, Path("/tmp")])
         assert Path("/tmp") == directories.choose_directories(65534)[0].parent
+
+    @pytest.mark.parametrize("lack", ["missing", "room"])
+    def test_a_directory_for_the_data_that_is_of_no_use_is_named(self, monkeypatch, tmp_path, lack):
+        """No other place is taken in its stead."""
+        data = tmp_path / "missing" if lack == "missing" else tmp_path
+        full = shutil.disk_usage(tmp_path)._replace(free=1)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(ServerStartError, match="cannot have its data in") as caught:
+            directories.choose_directories(None, data=data)
+        assert str(data) in str(caught.value)
 
     def test_a_directory_that_was_there_before_is_an_error_and_stays(self, tmp_path):
         """A server never takes over, nor removes, a directory that it did not make."""

@@ -27,6 +27,7 @@ from .configure import INTERCEPTION, OPTIONS, is_distributed, mentions_kit
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
     from ..gateway.entrance.entrance import Entrance
     from ..kit import Kit
@@ -144,7 +145,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         kit.close()
     run = config.stash.get(_RUN, None)
     if run is not None:
-        _end_run(str(run["name"]))
+        _end_run(str(run["name"]), config.stash[OPTIONS].data_directory)
 
 
 # pytest-xdist
@@ -187,13 +188,13 @@ def name_run(config: pytest.Config) -> dict[str, str]:
     return {_RUN_VARIABLE: json.dumps(run)}
 
 
-def _end_run(name: str) -> None:
+def _end_run(name: str, data: Path | None) -> None:
     from ..servers.embedded.directories import homes
 
-    if homes(name):
+    if found := homes(name, data=data):
         from ..servers.embedded.server import end_run
 
-        end_run(name)
+        end_run(found)
 
 
 # What the report tells: the server of the run, and the databases of failed tests

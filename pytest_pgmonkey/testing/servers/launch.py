@@ -59,7 +59,7 @@ def choose(options: Options) -> Choice:
             why = f"has {', '.join(options.extensions)}"
         return Choice("embedded", why, found)
     except BinariesNotFoundError as missing:
-        if options.source == "embedded" or options.bindir is not None:
+        if options.source == "embedded" or options.bindir or options.data_directory:
             raise
         from .container.engine import engine_problem
 
@@ -89,7 +89,7 @@ def start_server(
         return start_container(choice.name, worker)
     from .embedded.server import start_embedded
 
-    return start_embedded(choice.binaries, recipe, worker)
+    return start_embedded(choice.binaries, recipe, worker, data=options.data_directory)
 
 
 def expected(options: Options, worker: str = "") -> tuple[str, str]:

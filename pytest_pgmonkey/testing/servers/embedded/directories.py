@@ -26,19 +26,25 @@ ROOM: Final = 512 * 1024 * 1024
 LOG_LINES: Final = 15
 
 
-def choose_directories(uid: int | None, name: str = "") -> list[Path]:
+def choose_directories(uid: int | None, name: str = "", *, data: Path | None = None) -> list[Path]:
     """Choose a home for the data, in RAM where there is room, and a place for the socket.
 
-    They are one directory, unless the home's path is too long for a Unix socket.
+    They are one directory, unless the home's path is too long for a Unix socket. With `data` the
+    home is there.
     """
     name = f"pgmonkey-{name or secrets.token_hex(4)}"
     bases = [
         base
-        for base in _bases()
+        for base in _bases_with(data)
         if base.is_dir() and os.access(base, os.W_OK | os.X_OK) and may_enter(base, uid)
     ]
     roomy = [base / name for base in bases if shutil.disk_usage(base).free >= ROOM]
     short = [base / name for base in bases if _fits_socket(base / name)]
+    if data is not None and data / name not in roomy:
+        raise ServerStartError(
+            f"The embedded server cannot have its data in {data}: that is not a directory in which"
+            f" its user may write, or has less than {ROOM >> 20} MB of room."
+        )
     if not roomy or not short:
         lack = f"{ROOM >> 20} MB of room" if not roomy else "a path short enough for a Unix socket"
         raise ServerStartError(
@@ -49,9 +55,13 @@ def choose_directories(uid: int | None, name: str = "") -> list[Path]:
     return [home] if home in short else [home, short[0]]
 
 
-def homes(name: str) -> list[Path]:
+def homes(name: str, *, data: Path | None = None) -> list[Path]:
     """Give the directories of that name that are there."""
-    return [path for base in _bases() if (path := base / f"pgmonkey-{name}").is_dir()]
+    return [path for base in _bases_with(data) if (path := base / f"pgmonkey-{name}").is_dir()]
+
+
+def _bases_with(data: Path | None) -> list[Path]:
+    return list(dict.fromkeys([*([data] if data else []), *_bases()]))
 
 
 def _bases() -> list[Path]:

@@ -45,15 +45,22 @@ class EmbeddedServer(OwnServer):
     _saving: threading.Thread | None = None
 
     def __init__(
-        self, binaries: Binaries, recipe: Recipe | None = None, worker: Worker | None = None
+        self,
+        binaries: Binaries,
+        recipe: Recipe | None = None,
+        worker: Worker | None = None,
+        *,
+        data: Path | None = None,
     ) -> None:
         super().__init__(worker, f"({binaries.origin})")
         uid = unprivileged_uid()
         self.binaries = make_reachable(binaries, uid)
         self.port = _free_port() if ON_WINDOWS else "5432"
         self._recipe = recipe
+        self._data = data
         self._password = secrets.token_urlsafe(16) if ON_WINDOWS else None
-        self.guarded = GuardedProcess(choose_directories(uid, worker.run if worker else ""), uid)
+        run = worker.run if worker else ""
+        self.guarded = GuardedProcess(choose_directories(uid, run, data=data), uid)
         self.home = self.guarded.home
         self.socket_directory = self.guarded.directories[-1]
 
@@ -126,10 +133,13 @@ class EmbeddedServer(OwnServer):
 
     def settings(self) -> dict[str, str]:
         """Give the settings that the server is started with."""
+        # Where files share no blocks, the kernel copies them; in RAM PostgreSQL is as quick itself.
+        shares = self._data is not None and self.binaries.major >= 18 and not ON_WINDOWS
         return {
             **THROWAWAY,
             **({} if ON_WINDOWS else {"dynamic_shared_memory_type": "mmap"}),
             **({"io_method": "sync"} if self.binaries.major >= 18 else {}),
+            **({"file_copy_method": "clone"} if shares else {}),
             "port": self.port,
             "listen_addresses": "127.0.0.1" if ON_WINDOWS else "",
             "unix_socket_directories": "" if ON_WINDOWS else str(self.socket_directory),
@@ -273,20 +283,21 @@ class _JoinedServer(EmbeddedServer):
 
 
 def start_embedded(
-    binaries: Binaries, recipe: Recipe | None, worker: Worker | None
+    binaries: Binaries, recipe: Recipe | None, worker: Worker | None, *, data: Path | None = None
 ) -> EmbeddedServer:
     """Start a server; that of a worker's run, or wait for another worker that does.
 
-    Raises ServerStartError.
+    Its data is in the directory `data`, by default in RAM where there is room. Raises
+    ServerStartError.
     """
     if worker is None:
-        return EmbeddedServer.start(binaries, recipe)
+        return EmbeddedServer.start(binaries, recipe, data=data)
     deadline = time.monotonic() + _PATIENCE
     while True:
-        home = next(filter(_guardian_of, homes(worker.run)), None)
+        home = next(filter(_guardian_of, homes(worker.run, data=data)), None)
         if home is None:
             try:
-                return EmbeddedServer.start(binaries, recipe, worker)
+                return EmbeddedServer.start(binaries, recipe, worker, data=data)
             except ServerStartError as error:
                 if not error.taken or time.monotonic() > deadline:
                     raise
@@ -322,9 +333,8 @@ def _await_publication(home: Path) -> str:
     return ""
 
 
-def end_run(run: str) -> None:
-    """End the server of a run, if one of its workers has started one; leaves nothing behind."""
-    found = homes(run)
+def end_run(found: list[Path]) -> None:
+    """End the server of a run that has these directories; leaves nothing behind."""
     if any(guardian.has_kept(str(home)) for home in found):
         return  # A database is kept there: the guardian ends the server when it is removed.
     for home in found:
