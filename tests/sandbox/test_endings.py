@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from helpers.four_types import SYNC, block, value
-from helpers.waiting import until
+from helpers.waiting import PATIENCE, until
 
 from pytest_pgmonkey import SandboxError
 
@@ -185,6 +185,7 @@ def test_thread_still_running(own: Twins) -> None:
 
 def test_thread_that_waits(own: Twins) -> None:
     """A thread that still waits for its turn when the test ends is refused and reported."""
+    own.sandbox.wait_timeout = PATIENCE
     handle = sync_handle(World(own, "pool", real=False), "pool")
     with ThreadPoolExecutor(1) as threads:
         conn = handle.pool.getconn()

@@ -13,7 +13,7 @@ import psycopg
 import psycopg_pool
 import pytest
 from helpers.four_types import POOLS, block, call, execute, value
-from helpers.waiting import until
+from helpers.waiting import PATIENCE, until
 
 from pytest_pgmonkey import SandboxError
 
@@ -30,6 +30,12 @@ def sync_world(twins: Twins) -> Iterator[World]:
     """A world of sync handles, reset at its end; the test sees no problems of its own making."""
     with sandbox_world(twins, "pool") as world:
         yield world
+
+
+@pytest.fixture
+def patient(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's wait for the session takes too long, however busy the machine is."""
+    monkeypatch.setattr(twins.sandbox, "wait_timeout", PATIENCE)
 
 
 @contextmanager
@@ -86,6 +92,7 @@ async def test_an_idle_connection_ends_without_waiting(w: World) -> None:
     assert w.twins.sandbox.take_refusals() == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_threads_wait_in_order(sync_world: World) -> None:
     """Threads that wait for a transaction get it one after the other when it ends."""
     handle = sync_handle(sync_world, "pool", pool={"max_size": 9})
@@ -106,7 +113,7 @@ def test_threads_wait_in_order(sync_world: World) -> None:
         assert served == []
         conn.commit()
         for future in futures:
-            future.result(5)
+            future.result(PATIENCE)
     assert served == [1, 2, 3, 4]
 
 
@@ -127,6 +134,7 @@ def test_a_wait_that_takes_too_long(sync_world: World) -> None:
     assert len(sync_world.twins.sandbox.take_refusals()) == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_tasks_wait_for_each_other(twins: Twins) -> None:
     """Tasks that write wait for one another, whichever async type they use."""
     with sandbox_world(twins, "async_pool") as world:
@@ -188,6 +196,7 @@ def test_sync_code_inside_a_task_is_refused_at_once(twins: Twins) -> None:
         twins.drive(program(), loop=True)
 
 
+@pytest.mark.usefixtures("patient")
 def test_eight_threads(sync_world: World) -> None:
     """Eight threads on one handle, reading and writing, lose and mix nothing."""
     handle = sync_handle(sync_world, "pool", pool={"max_size": 8})
@@ -203,11 +212,12 @@ def test_eight_threads(sync_world: World) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         for future in [threads.submit(work, number) for number in range(8)]:
-            future.result(30)
+            future.result(PATIENCE)
     with handle as conn:
         assert conn.execute("SELECT count(*) FROM t").fetchone() == (80,)
 
 
+@pytest.mark.usefixtures("patient")
 def test_threads_and_tasks_together(twins: Twins) -> None:
     """Threads and the tasks of a loop share the session without harm."""
     with sandbox_world(twins, "async_pool") as world:
