@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -17,6 +17,7 @@ from helpers.four_types import SYNC, block, value
 from helpers.waiting import PATIENCE, until
 
 from pytest_pgmonkey import SandboxError
+from pytest_pgmonkey.testing.sandbox.psycopg_door import connections
 
 from .twins import World, rows, sandboxed, sync_handle
 
@@ -181,6 +182,20 @@ def test_thread_still_running(own: Twins) -> None:
     assert isinstance(errors[0], psycopg.errors.QueryCanceled)
     assert is_clean(own)
     assert own.sandbox.backend.pgconn is pgconn
+
+
+def test_connection_shown_while_its_test_ends(own: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its representation is one, as a thread that logs it would have it."""
+    conn = sync_handle(World(own, "pool", real=False), "pool").pool.getconn()
+
+    def summary(pgconn: Any) -> str:
+        assert pgconn.status == psycopg.pq.ConnStatus.OK
+        own.sandbox.reset()
+        return str(pgconn.db.decode())
+
+    monkeypatch.setattr(connections, "connection_summary", summary)
+    assert own.sandbox_name in repr(conn)
+    assert conn.closed
 
 
 def test_thread_that_waits(own: Twins) -> None:

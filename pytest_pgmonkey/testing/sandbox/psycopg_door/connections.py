@@ -36,6 +36,8 @@ from .pipelines import AsyncSandboxPipeline, SandboxPipeline, step_out
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
 
+    from psycopg.pq.abc import PGconn
+
     from ....config import ConnectionSpec
     from ..core.member import Member
     from ..core.settings import WrongSettingError
@@ -64,12 +66,17 @@ class _VirtualInfo(psycopg.ConnectionInfo):
 
 
 class _VirtualPGconn:
-    """A PGconn for psycopg's transaction objects, which read statuses from it and nothing else."""
+    """A PGconn for psycopg's transaction objects, which read statuses from it and nothing else.
 
-    __slots__ = ("_conn",)
+    A view that is read at once has the connection's `pgconn` of now: the end of the test, in
+    another thread, exchanges it.
+    """
 
-    def __init__(self, conn: _Sandboxed) -> None:
+    __slots__ = ("_conn", "_pgconn")
+
+    def __init__(self, conn: _Sandboxed, pgconn: PGconn | None = None) -> None:
         self._conn = conn
+        self._pgconn = pgconn
 
     @property
     def transaction_status(self) -> pq.TransactionStatus:
@@ -80,7 +87,7 @@ class _VirtualPGconn:
         return pq.ConnStatus.BAD if self._conn.closed else self._conn.pgconn.status
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._conn.pgconn, name)
+        return getattr(self._pgconn or self._conn.pgconn, name)
 
 
 class _Sandboxed(BaseConnection[Any]):
@@ -92,7 +99,8 @@ class _Sandboxed(BaseConnection[Any]):
     _closed_into: Any = None  # the pool that `close()` has given it back to
 
     def __repr__(self) -> str:
-        shown = connection_summary(_VirtualPGconn(self))  # type: ignore[arg-type]
+        view = _VirtualPGconn(self, self.pgconn)
+        shown = connection_summary(view)  # type: ignore[arg-type]
         return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
 
     @property
