@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["RollbackIsolation"]
 
 _PATIENCE: Final = 10.0
+_DATA_GONE: Final = (
+    "the data of pgmonkey_module or pgmonkey_class is gone: the session that it was written in has "
+    "ended since"
+)
 _TEST: Final = "test"
 _SCOPE: Final = "scope"  # that is about to be opened
 
@@ -187,14 +191,11 @@ class RollbackIsolation:
 
     def _begin_special(self, *, restarts: bool) -> None:
         self.check_server()
-        if any(scope.lost for scope in self._shared):
-            raise KitError(
-                "the data of pgmonkey_module or pgmonkey_class is gone: an earlier test has lost "
-                "the session that it was written in"
-            )
         with self._holding():
-            self._forget_wider()
             self._sandbox.begin()
+            self._forget_wider()
+            if any(scope.lost for scope in self._shared):
+                raise KitError(_DATA_GONE)
             if restarts:
                 self._restart()
 

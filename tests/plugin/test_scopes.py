@@ -104,3 +104,44 @@ def test_clone_isolation_cannot_share(project: pytest.Pytester, run: Callable[..
     result = run()
     result.assert_outcomes(passed=3, errors=1)
     result.stdout.fnmatch_lines(["*pgmonkey_module shares uncommitted data*"])
+
+
+@pytest.mark.parametrize(
+    ("in_fixture", "in_test"),
+    [(True, False), (False, True)],
+    ids=["while data is made", "in a test"],
+)
+def test_the_session_of_the_data_ends(
+    project: pytest.Pytester, run: Callable[..., Any], in_fixture: bool, in_test: bool
+) -> None:
+    """The module's other tests are told so; those of the next one do not notice."""
+    project.makepyfile(
+        test_one=f"""
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def data(pgmonkey_module):
+            pgmonkey_module.execute("INSERT INTO item (name) VALUES ('module')")
+            if {in_fixture}:
+                pgmonkey_module.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        def test_ends_it(data, pgmonkey_normal):
+            with pgmonkey_normal as conn:
+                if {in_test}:
+                    conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        def test_is_told(pgmonkey):
+            pass
+        """,
+        test_two="""
+        import app
+
+        def test_clean(pgmonkey):
+            app.add("next")
+            assert app.names() == ["next"]
+        """,
+    )
+    result = run("-p", "no:randomly", "test_one.py", "test_two.py")
+    # At the end of a test that loses it, the loss is an error besides.
+    result.assert_outcomes(passed=1, failed=int(in_test), errors=2)
+    result.stdout.fnmatch_lines(["*ERROR at setup of test_is_told*", "*that it was written in*"])

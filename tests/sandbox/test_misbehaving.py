@@ -71,6 +71,12 @@ def alarm(after: float, error: type[BaseException] = AlarmError) -> None:
     signal.setitimer(signal.ITIMER_REAL, after)
 
 
+def is_there(twins: Twins, pid: int) -> bool:
+    """Whether the server still has a session."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    return twins.admins[False].execute(query, [pid]).fetchone() != (0,)
+
+
 def is_suspended(operation: Any) -> bool:
     return inspect.getgeneratorstate(operation) == inspect.GEN_SUSPENDED
 
@@ -353,7 +359,10 @@ def test_an_interrupted_operation_is_closed_at_once(own: Twins, handle: Any, bef
     "before", ["SELECT 1", "INSERT INTO t VALUES (5, 'before')"], ids=["first", "later"]
 )
 def test_an_operation_cancelled_twice_is_closed_at_once(own: Twins, before: str) -> None:
-    """The second time while psycopg cancels the statement: it closes the session then."""
+    """The second time while psycopg cancels the statement: it closes the session then.
+
+    On the server the statement would go on, and keep the next test waiting for its locks.
+    """
     world = World(own, "async", real=False)
     operations = []
 
@@ -375,7 +384,9 @@ def test_an_operation_cancelled_twice_is_closed_at_once(own: Twins, before: str)
 
     own.loop.run_until_complete(cancel())
     assert inspect.getgeneratorstate(operations[0]) == inspect.GEN_CLOSED
+    pid = own.sandbox.backend.backend_pid
     own.sandbox.reset()
+    assert not is_there(own, pid)
     assert next_test_is_well(own)
 
 
@@ -393,9 +404,7 @@ def test_an_interrupted_reset_is_made_up_for(own: Twins, handle: Any) -> None:
         own.sandbox.reset()
     assert next_test_is_well(own)
     assert own.sandbox.backend is not backend
-    pid = backend.backend_pid
-    query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
-    until(lambda: own.admins[False].execute(query, [pid]).fetchone() == (0,))
+    until(lambda: not is_there(own, backend.backend_pid))
 
 
 def test_closed_is_closed(own: Twins, handle: Any) -> None:
@@ -550,3 +559,33 @@ def test_an_interrupted_scope(own: Twins, statement: str) -> None:
         assert own.sandbox.reset() == []
     around.close()
     assert next_test_is_well(own)
+
+
+def terminate(own: Twins) -> None:
+    own.admins[False].execute("SELECT pg_terminate_backend(%s)", [own.sandbox.backend.backend_pid])
+    until(own.sandbox.backend.has_died)
+
+
+def close_in_a_statement(own: Twins) -> None:
+    pgconn = own.sandbox.backend.pgconn
+    pgconn.send_query(b"SELECT pg_sleep(60)")
+    pgconn.finish()
+
+
+@pytest.mark.parametrize("end", [terminate, close_in_a_statement])
+def test_the_session_ends_in_a_scope(own: Twins, end: Callable[[Twins], None]) -> None:
+    """The next test has another one, and waits for no lock, if the scope is closed or not."""
+    for closes in (True, False):
+        around = own.sandbox.open_scope()
+        scope = own.sandbox.open_scope()
+        scope.connection.execute("INSERT INTO t VALUES (77, 'a')")
+        pid = own.sandbox.backend.backend_pid
+        end(own)
+        if closes:
+            scope.close()
+        else:
+            own.sandbox.begin()
+        assert around.lost
+        assert scope.lost
+        assert not is_there(own, pid)
+        assert next_test_is_well(own)

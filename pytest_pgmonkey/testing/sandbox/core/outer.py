@@ -158,11 +158,16 @@ class OuterTransaction:
     def begin(self) -> None:
         """Begin a test: the data of wider scopes is committed, as far as one can see.
 
-        Only needed where scopes are open; the first member of a test begins it otherwise.
+        Only needed where scopes are open; the first member of a test begins it otherwise. Where
+        their session has ended, they are lost.
         """
         if self._scopes and not self._in_test:
             with self.joining:
-                self.backend.end_look()
+                backend = self.backend
+                backend.end_look()
+                if backend.has_died():
+                    self._replace(backend)
+                    return
                 self._narrow()
                 self._in_test = True
 
@@ -280,12 +285,15 @@ class OuterTransaction:
     def _replace(self, backend: Backend) -> list[str]:
         """Let the next test have another backend; gives why, as sentences."""
         self._resetting = False
-        if not backend.lost:
-            self._forget()
-            backend.close()
-            return [_DIED]
-        self._give_up(backend)
-        return [backend.lost]
+        if backend.lost:
+            self._give_up(backend)
+            return [backend.lost]
+        self._forget()
+        backend.close()
+        # psycopg closes a session whose task is cancelled again while it cancels the statement,
+        # which goes on with its locks: the next test would wait for them.
+        self._terminate(backend)
+        return [_DIED]
 
     def _take_back(self, backend: Backend) -> list[str]:
         """Close what the test did not return; a statement still running is cancelled."""
@@ -346,6 +354,10 @@ class OuterTransaction:
             member.disown()
         self._given_up.append(backend)
         self._forget()
+        self._terminate(backend)
+
+    def _terminate(self, backend: Backend) -> None:
+        """Have the server end a session, and wait until it has."""
         conninfo: Any = {"connect_timeout": "10", **self.conninfo}
         try:
             with psycopg.connect(**conninfo, autocommit=True) as conn:
@@ -421,6 +433,7 @@ class OuterTransaction:
         backend = scope.member.backend
         scope.connection.close()
         if backend.dead:
+            self._replace(backend)
             return
         backend.undo_frame()
         if self._scopes:
