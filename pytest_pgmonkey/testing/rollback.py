@@ -187,21 +187,18 @@ class RollbackIsolation:
         if self._lost or self._shared or self._wider:
             self._begin_special(restarts=restarts)
         elif restarts:
-            self._restart()
+            with self._clean_after_errors():
+                self._restart_for(_TEST)
 
     def _begin_special(self, *, restarts: bool) -> None:
         self.check_server()
-        with self._holding():
+        with self._holding(), self._clean_after_errors():
             self._sandbox.begin()
             self._forget_wider()
             if any(scope.lost for scope in self._shared):
                 raise KitError(_DATA_GONE)
             if restarts:
-                self._restart()
-
-    def _restart(self) -> None:
-        with self._clean_after_errors():
-            self._restart_for(_TEST)
+                self._restart_for(_TEST)
 
     @contextmanager
     def _clean_after_errors(self) -> Iterator[None]:

@@ -132,6 +132,15 @@ def test_the_session_of_the_data_ends(
 
         def test_is_told(pgmonkey):
             pass
+
+        class TestClass:
+            @pytest.fixture(scope="class", autouse=True)
+            def of_the_class(self, pgmonkey_class):
+                pgmonkey_class.execute("INSERT INTO item (name) VALUES ('class')")
+
+            @pytest.mark.parametrize("n", [1, 2])
+            def test_is_told(self, pgmonkey, n):
+                pass
         """,
         test_two="""
         import app
@@ -143,5 +152,6 @@ def test_the_session_of_the_data_ends(
     )
     result = run("-p", "no:randomly", "test_one.py", "test_two.py")
     # At the end of a test that loses it, the loss is an error besides.
-    result.assert_outcomes(passed=1, failed=int(in_test), errors=2)
-    result.stdout.fnmatch_lines(["*ERROR at setup of test_is_told*", "*that it was written in*"])
+    result.assert_outcomes(passed=1, failed=int(in_test), errors=4)
+    told = ["*ERROR at setup of *test_is_told*", "*that it was written in*"]
+    result.stdout.fnmatch_lines(3 * told)
