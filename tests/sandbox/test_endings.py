@@ -64,6 +64,26 @@ def test_sequences_and_locks(own: Twins) -> None:
         until(lambda: own.admins[False].execute(query).fetchone() == (0,))
 
 
+def test_what_functions_prepare_ends(own: Twins) -> None:
+    """Those of the schema, which no statement of a test shows."""
+    name = "hidden_prepare"
+    own.admins[False].execute(
+        f"CREATE FUNCTION {name}() RETURNS void LANGUAGE plpgsql AS "
+        "$$BEGIN EXECUTE 'PREPARE hidden AS SELECT 1'; END$$"
+    )
+    try:
+        handle = sync_handle(World(own, "normal", real=False))
+        for _ in range(3):
+            with handle.connection() as conn:
+                assert conn.execute("SELECT * FROM pg_prepared_statements").fetchall() == []
+                conn.execute(f"SELECT {name}()")
+                conn.execute("EXECUTE hidden")
+            assert own.sandbox.reset() == []
+    finally:
+        own.sandbox.close()
+        own.admins[False].execute(f"DROP FUNCTION {name}")
+
+
 def test_prepared_statements_end(own: Twins) -> None:
     """Prepared statements of a test, psycopg's and SQL's, are not there in the next."""
     handle = sync_handle(World(own, "normal", real=False))

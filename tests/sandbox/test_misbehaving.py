@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import select
 import signal
 import threading
 import time
@@ -17,10 +18,13 @@ import pytest
 from helpers.waiting import until
 from psycopg import pq
 
+from pytest_pgmonkey import SandboxError
+
 from .twins import World, rows, sync_handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import FrameType
 
     from .twins import Twins
@@ -168,6 +172,12 @@ def end_the_session(handle: Any) -> None:
         conn.pgconn.finish()
 
 
+def begin_another_session(handle: Any) -> None:
+    conn = handle.pool.getconn()
+    conn.execute("INSERT INTO t VALUES (1, 'a')")
+    conn.pgconn.reset_start()
+
+
 def stream_and_forget(handle: Any) -> None:
     # Not in a block: psycopg's lock, which the generator holds, would keep it from committing.
     handle.kept = handle.pool.getconn().cursor().stream("SELECT generate_series(1, 100000)")
@@ -206,6 +216,11 @@ def prepare_before_ddl(handle: Any) -> None:
         conn.execute("CREATE TABLE made (n int)")
 
 
+def prepare_in_a_block_of_code(handle: Any) -> None:
+    with handle.connection() as conn:
+        conn.execute("DO $$ BEGIN EXECUTE 'PREPARE hidden AS SELECT 1'; END $$")
+
+
 def leave_a_cursor_with_hold(handle: Any) -> None:
     with handle.connection() as conn:
         conn.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
@@ -225,11 +240,13 @@ MISBEHAVING: list[Callable[[Any], None]] = [
     send_by_hand,
     begin_a_copy_by_hand,
     end_the_session,
+    begin_another_session,
     stream_and_forget,
     meet_a_time_out_in_a_statement,
     meet_a_time_out_in_a_copy,
     interrupt_a_pipeline,
     prepare_before_ddl,
+    prepare_in_a_block_of_code,
     leave_a_cursor_with_hold,
 ]
 
@@ -251,8 +268,8 @@ def test_misbehaving(own: Twins, handle: Any, program: Callable[[Any], None], be
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, ringing)
         problems = own.sandbox.reset()
-        expected = ["the server closed the test's connection while the test ran"]
-        assert problems == (expected if program is end_the_session else [])
+        ends = program in (end_the_session, begin_another_session)
+        assert problems == (["the server closed the test's connection while the test ran"] * ends)
         assert next_test_is_well(own)
         assert next_test_is_well(own)
         if (kept := getattr(handle, "kept", None)) is not None:
@@ -455,6 +472,45 @@ def test_a_forked_child_closes_nothing(own: Twins, handle: Any) -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert conn.execute("SELECT n FROM t").fetchall() == [(1,)]
     assert next_test_after_reset(own)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_takes_no_answer(own: Twins, handle: Any) -> None:
+    """A child that is the first to ask for something leaves the parent what is under way."""
+    with handle.connection() as conn:
+        conn.execute("INSERT INTO t VALUES (1, 'a')")
+    assert own.sandbox.reset() == []
+    backend = own.sandbox.backend
+    assert backend.behind  # the answer to its ROLLBACK
+    until(lambda: select.select([backend.pgconn.socket], [], [], 0)[0] != [])
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException), handle.connection() as conn:
+            try:
+                conn.execute("SELECT 1")
+            except SandboxError:
+                os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert next_test_is_well(own)
+
+
+def test_a_trace_ends_with_its_test(own: Twins, handle: Any, tmp_path: Path) -> None:
+    """Its file may be closed then, and the number be that of something else."""
+    path = tmp_path / "trace"
+    with path.open("wb") as file:
+        with handle.connection() as conn:
+            try:
+                conn.pgconn.trace(file.fileno())
+            except psycopg.NotSupportedError:
+                pytest.skip("libpq traces on Linux only")
+            conn.execute("SELECT 'traced'")
+        assert own.sandbox.reset() == []
+        traced = path.read_bytes()
+        assert b"traced" in traced
+        assert next_test_is_well(own)
+        assert path.read_bytes() == traced
 
 
 def next_test_after_reset(twins: Twins) -> bool:

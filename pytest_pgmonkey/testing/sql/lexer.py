@@ -64,7 +64,8 @@ class Statement:
     """A temporary table that it creates, with `DROP` or `DELETE` for its ON COMMIT."""
     advisory: bool = False
     """Whether it speaks of advisory locks, which a rollback does not give back."""
-
+    prepares: bool = False
+    """Whether it makes a prepared statement, as the text of a function may do later on."""
     cursor: str = ""
     """The name of the cursor that it declares, in lower case and without quotes."""
     looks_at_timeouts: bool = False
@@ -317,6 +318,7 @@ def _judge(draft: _Draft, text: str) -> Statement:
         sets_config=sets_config,
         temporary=_temporary(words, text) if verb is Verb.DDL else None,
         advisory=advisory,
+        prepares=verb is Verb.PREPARE or (verb is Verb.DDL and "prepare" in text.lower()),
         cursor=_cursor(text) if verb is Verb.DECLARE else "",
         looks_at_timeouts=timeouts,
     )

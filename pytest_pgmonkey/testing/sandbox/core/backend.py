@@ -43,7 +43,7 @@ _DEFERRABLE: Final = (
 _HELD_CURSORS: Final = b"SELECT quote_ident(name) FROM pg_catalog.pg_cursors WHERE is_holdable"
 
 _STATUS: Final = pq.TransactionStatus
-_BAD: Final = pq.ConnStatus.BAD
+_OK: Final = pq.ConnStatus.OK
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _CANCELED: Final = b"57014"
 _PATIENCE: Final = 2.0  # seconds for what a test has left in the middle
@@ -154,12 +154,12 @@ class Backend:
         self._changed = False  # whether there was DDL in the current frame
         self._nested = 0  # savepoints of commits in the current frame
         # What outlives a rollback, to be undone after the test.
-        self.advisory, server_pid, self.timeouts = self._look_around()
+        self.advisory, self._functions_prepare, server_pid, self.timeouts = self._look_around()
         self.is_pooled: Final = server_pid != self.backend_pid
         """Whether a pooler stands between, which has sessions of its own."""
         if self.timeouts.differ:
             self.run_blocking(self.timeouts.park())
-        self.prepared = False
+        self.prepared = self._functions_prepare
         self.stale_cursors: set[str] = set()
         """Cursors WITH HOLD, in lower case, of members that have returned."""
         self.escaped: EscapeError | None = None
@@ -181,27 +181,30 @@ class Backend:
         self.last_statement = ""
         _backends.add(self)
 
-    def _look_around(self) -> tuple[bool, int, Timeouts]:
-        """Find whether functions take advisory locks, which no statement shows, and who answers.
+    def _look_around(self) -> tuple[bool, bool, int, Timeouts]:
+        """Find what no statement shows: whether functions take advisory locks, or prepare.
 
-        Gives the time-outs of a new session as well.
+        Gives who answers, and the time-outs of a new session, as well.
         """
         (result,) = self.run_blocking(
-            b"SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p "
-            b"WHERE (prosrc ILIKE '%advisory%' OR to_jsonb(p)->>'prosqlbody' IS NOT NULL) "
-            b"AND pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
-            b"'information_schema'::pg_catalog.regnamespace)), pg_catalog.pg_backend_pid(), "
+            b"SELECT coalesce(pg_catalog.bool_or(prosrc ILIKE '%advisory%' "
+            b"OR to_jsonb(p)->>'prosqlbody' IS NOT NULL), false), "
+            b"coalesce(pg_catalog.bool_or(prosrc ILIKE '%prepare%'), false), "
+            b"pg_catalog.pg_backend_pid(), "
             + b", ".join(b"pg_catalog.current_setting('%s', true)" % n.encode() for n in NAMES)
+            + b" FROM pg_catalog.pg_proc p "
+            b"WHERE pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace, "
+            b"'information_schema'::pg_catalog.regnamespace)"
         )
-        values = [result.get_value(0, 2 + i) for i in range(len(NAMES))]
+        locks, prepares, pid, *values = (result.get_value(0, i) for i in range(3 + len(NAMES)))
         found = zip(NAMES, values, strict=True)
         timeouts = Timeouts({name: value.decode() for name, value in found if value})
-        return result.get_value(0, 0) == b"t", int(result.get_value(0, 1) or 0), timeouts
+        return locks == b"t", prepares == b"t", int(pid or 0), timeouts
 
     @property
     def dead(self) -> bool:
-        """Whether the session is gone."""
-        return bool(self.pgconn.status == _BAD)
+        """Whether the session is gone: `reset_start()` by hand begins another in its place."""
+        return bool(self.pgconn.status != _OK)
 
     def has_died(self) -> bool:
         """Find whether the server has ended the session since it was last used."""
@@ -503,7 +506,7 @@ class Backend:
             commands.append(b"SELECT pg_catalog.pg_advisory_unlock_all()")
         if self.prepared:
             commands.append(b"DEALLOCATE ALL")
-            self.prepared = False
+            self.prepared = self._functions_prepare
             self.forget_prepared()
         return commands
 

@@ -134,6 +134,8 @@ class OuterTransaction:
 
         Only while nobody can join.
         """
+        if self.backend.forked:
+            return self.backend  # refuses whatever is asked of it: all that comes is the parent's
         if self._resetting:
             self._replace(self.backend)
         backend = self.backend
@@ -147,7 +149,7 @@ class OuterTransaction:
 
     def _join(self, origin: Origin, settings: tuple[tuple[str, str], ...]) -> Member:
         backend = self.live()
-        if backend.abandoned:
+        if backend.abandoned and not backend.forked:
             backend.discard_abandoned()
         member = Member(backend, origin, settings, self.wait_timeout)
         backend.members[member] = None
@@ -161,7 +163,7 @@ class OuterTransaction:
         Only needed where scopes are open; the first member of a test begins it otherwise. Where
         their session has ended, they are lost.
         """
-        if self._scopes and not self._in_test:
+        if self._scopes and not self._in_test and not self.backend.forked:
             with self.joining:
                 backend = self.backend
                 backend.end_look()
@@ -212,6 +214,7 @@ class OuterTransaction:
             return self._replace(backend)
         self._resetting = True
         self.left = []
+        backend.pgconn.untrace()  # its file may be closed with the test
         problems = self._take_back(backend) if backend.members or backend.abandoned else []
         if self._backend is backend:
             self._come_to_rest(backend)

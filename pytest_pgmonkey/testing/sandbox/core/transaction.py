@@ -158,6 +158,8 @@ class VirtualTransaction:
             yield from backend.run(backend.timeouts.unpark())
         if part.advisory:
             backend.advisory = True
+        if part.prepares:
+            backend.prepared = True
         if verb is Verb.DDL:
             backend.note_ddl()
             if part.temporary:
@@ -175,8 +177,6 @@ class VirtualTransaction:
             yield from self._remember_local(list(part.settings))
         elif verb is Verb.SET:
             self._touch(part.settings or ("role",))  # RESET ALL: something of the session
-        elif verb is Verb.PREPARE:
-            backend.prepared = True
         elif verb is Verb.LISTEN and backend.refusals.moves:
             raise no_notifies()
         if part.sets_config:
