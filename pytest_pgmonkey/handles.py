@@ -161,7 +161,11 @@ class _BaseHandle:
         state = " (closed)" if self._closed else ""
         return f"<{self.spec.describe(type(self).__name__)}{state}>"
 
+    _is_finalizing = staticmethod(sys.is_finalizing)  # a module's names may be gone by then
+
     def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._is_finalizing():
+            return  # what the text needs cannot be imported any more
         blocks = getattr(self, "_blocks", None)
         for place in blocks.places() if blocks is not None else ():
             _warn(

@@ -339,3 +339,74 @@ def test_workers_that_leave(suite: pytest.Pytester, run: Callable[..., Any], dis
     run("-n2", f"--dist={dist}").assert_outcomes(passed=IN_THE_SUITE + 3, failed=2)
     (home,) = homes(suite)
     assert not home.exists()
+
+
+# Fixtures that raise what pytest does not catch
+
+
+@pytest.mark.parametrize("mark", ["", 'pytestmark = pytest.mark.pgmonkey(isolation="clone")'])
+@pytest.mark.parametrize("error", ["asyncio.CancelledError", "SystemExit", "AssertionError"])
+def test_a_fixture_breaks_the_teardown_off(
+    project: pytest.Pytester, run: Callable[..., Any], error: str, mark: str
+) -> None:
+    """pytest calls no other finalizer then; yet each test ends, and so do all its fixtures."""
+    project.makepyfile(f"""
+    import asyncio
+    import app
+    import pytest
+
+    {mark}
+    ended = []
+
+    @pytest.fixture
+    def other():
+        yield
+        ended.append("other")
+        raise {error}("second")
+
+    @pytest.fixture
+    def fixture(other, pgmonkey):
+        yield
+        raise {error}("first")
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_it(pgmonkey, fixture, n):
+        assert ended == ["other"] * (n - 1)
+        assert app.names() == []
+        app.add("x")
+
+    def test_next(pgmonkey):
+        assert app.names() == []
+    """)
+    result = run("-p", "no:randomly")
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.fnmatch_lines(["*first*", "*second*"])
+
+
+def test_a_class_fixture_breaks_the_teardown_off(
+    project: pytest.Pytester, run: Callable[..., Any]
+) -> None:
+    """The data of its class ends with the class, and that of the module stays."""
+    project.makepyfile("""
+    import app
+    import pytest
+
+    @pytest.fixture(scope="module", autouse=True)
+    def of_module(pgmonkey_module):
+        pgmonkey_module.execute("INSERT INTO item (name) VALUES ('module')")
+
+    @pytest.fixture(scope="class")
+    def of_class(pgmonkey_class):
+        pgmonkey_class.execute("INSERT INTO item (name) VALUES ('class')")
+        yield
+        raise SystemExit
+
+    @pytest.mark.usefixtures("of_class")
+    class TestIt:
+        def test_it(self, pgmonkey):
+            assert app.names() == ["class", "module"]
+
+    def test_next(pgmonkey):
+        assert app.names() == ["module"]
+    """)
+    run("-p", "no:randomly").assert_outcomes(passed=2, errors=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +39,15 @@ def test_what_has_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"(moved: {moved}, Gone.name)" in internals.unsupported()
     in_junit = "LogXML.add, _NodeReporter.drop"
     assert f"(moved: {moved}, Gone.name, {in_junit})" in internals.unsupported(junit=True)
+
+
+def test_what_has_moved_in_the_runner_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of the teardown are set by functions, or are theirs."""
+    monkeypatch.setattr(internals, "_IN_RUNNER", "Gone")
+    assert "(moved: Gone.stack, Gone.teardown_exact)" in internals.unsupported()
+    monkeypatch.setitem(sys.modules, "_pytest.runner", None)
+    moved = "Session._setupstate, Gone.stack, Gone.teardown_exact"
+    assert f"(moved: {moved})" in internals.unsupported()
 
 
 def test_a_project_that_uses_the_kit_is_told(

@@ -342,6 +342,23 @@ async def test_error_that_stays_until_the_sync(w: World) -> None:
 
 
 @twin
+async def test_modes_set_in_a_pipeline(w: World) -> None:
+    """To set one ends what runs in autocommit with a sync; what follows begins a transaction."""
+    async with w.borrow(**AUTOCOMMIT) as conn, block(conn.pipeline()):
+        for number, query in enumerate(("SELECT count(*) FROM t", "INSERT INTO t VALUES (1, 'a')")):
+            await w.do(conn.set_autocommit, True)
+            cursor = await execute(conn, query)
+            w.note(cursor.rowcount if number else await call(cursor.fetchall()))
+            await w.do(conn.set_isolation_level, psycopg.IsolationLevel.READ_COMMITTED)
+            await w.do(conn.set_autocommit, False)
+            await w.run(conn, f"INSERT INTO t VALUES ({number + 2}, 'b') RETURNING n")
+            await w.do(conn.set_read_only, True)
+            await call(conn.rollback())
+            await w.rows(conn)
+            await call(conn.commit())
+
+
+@twin
 async def test_prepared_statements(w: World) -> None:
     """Prepared statements work across commits, rollbacks and dropped tables."""
     async with w.borrow() as conn:

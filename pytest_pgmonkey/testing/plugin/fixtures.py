@@ -14,6 +14,7 @@ from .configure import OPTIONS
 from .lifecycle import begin, kit_of, prepare, settle, show_errors
 from .second_runs import watch
 from .statements import tell_of_statements
+from .teardown import complete_teardowns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,7 @@ def _pgmonkey_kit() -> Kit:
     request.getfixturevalue("pgmonkey_database")
     watch(request.config)
     tell_of_statements(request.config)
+    complete_teardowns(request.config)
     return kit_of(request.config)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Attributes of pytest's functions, by the method that sets them.
 _SET_BY: Final = {"__init__": "_fixtureinfo", "_initrequest": "_request"}
 _IN_FIXTURES: Final = {"FixtureManager": "getfixturedefs", "FuncFixtureInfo": "name2fixturedefs"}
+_IN_RUNNER: Final = "SetupState"  # the class in pytest's module runner
 # Of pytest's module junitxml, whose names only runs that write such a file need.
 _IN_JUNIT: Final = {"LogXML": "node_reporter", "_NodeReporter": "append to_xml"}
 
@@ -37,6 +38,7 @@ def unsupported(*, junit: bool = False) -> str:
     for owner, name in _IN_FIXTURES.items():
         if not hasattr(getattr(fixtures, owner, None), name):
             moved.append(f"{owner}.{name}")
+    moved += _moved_in_runner(sys.modules.get("_pytest.runner"))
     if junit:
         moved += _moved_in_junit(_junit_module())
     if not moved:
@@ -46,6 +48,16 @@ def unsupported(*, junit: bool = False) -> str:
         f"(moved: {', '.join(moved)}); install an earlier pytest, update pytest-pgmonkey, or "
         "leave it out with -p no:pgmonkey"
     )
+
+
+def _moved_in_runner(module: Any) -> Iterator[str]:
+    if "_setupstate" not in _names_in(getattr(module, "pytest_sessionstart", None)):
+        yield "Session._setupstate"
+    state = getattr(module, _IN_RUNNER, None)
+    if "stack" not in _names_in(getattr(state, "__init__", None)):
+        yield f"{_IN_RUNNER}.stack"
+    if not hasattr(state, "teardown_exact"):
+        yield f"{_IN_RUNNER}.teardown_exact"
 
 
 def _moved_in_junit(module: Any) -> list[str]:
@@ -113,6 +125,30 @@ def failure_of(item: Any) -> BaseException | None:
 def request_of(item: Any) -> pytest.FixtureRequest:
     """Give the fixture request of an item that is being set up."""
     return item._request  # type: ignore[no-any-return]
+
+
+class Teardown:
+    """The teardown of an item, and of what the next one does not share with it."""
+
+    def __init__(self, item: Any, nextitem: pytest.Item | None) -> None:
+        self._state: Final = item.session._setupstate
+        self._nextitem: Final = nextitem
+        self._nodes: Final = list(self._state.stack.items())
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether finalizers are left of a node that pytest takes for torn down."""
+        return any(self._left())
+
+    def go_on(self) -> None:
+        """Call the next ones, up to one that breaks it off anew; raises what they raise."""
+        self._state.stack.update(self._left())
+        self._state.teardown_exact(self._nextitem)
+
+    def _left(self) -> Iterator[tuple[Any, Any]]:
+        for node, entry in self._nodes:
+            if entry[0] and node not in self._state.stack:
+                yield node, entry
 
 
 class JUnitFile:

@@ -18,6 +18,7 @@ from .configure import OPTIONS
 from .lifecycle import kit_in_use
 from .memory import known_to, of_this_run
 from .statements import tell_of_statements
+from .teardown import STOPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     Phase = Generator[None, object, object]
 
 _NAME: Final = "pgmonkey-second-runs"
-_STOPS: Final = (KeyboardInterrupt, pytest.exit.Exception)
 _TITLE: Final = "pgmonkey isolation"
 _MOVED: Final = "This test ran in a clone, as rollback cannot serve it: {}"
 _NEXT_TIME: Final = "Rollback cannot serve this test; its next run begins in a clone: {}"
@@ -108,7 +108,7 @@ class _Run:
         """End the test's own fixtures; failures there do not count, as their run does not."""
         try:
             self.item.ihook.pytest_runtest_teardown(item=self.item, nextitem=self.item.parent)
-        except _STOPS:
+        except STOPS:
             raise
         except BaseException as error:  # as pytest's own outcomes are
             _let_go(error)
@@ -176,7 +176,7 @@ class SecondRuns:
         runner: Any = item.config.pluginmanager.get_plugin("runner")
         try:
             runner.pytest_runtest_teardown(item=item, nextitem=item.parent)
-        except _STOPS:
+        except STOPS:
             raise
         except BaseException as error:
             if not self._is_to_move(run, error):
@@ -204,7 +204,7 @@ class SecondRuns:
         result: object = None
         try:
             result = yield
-        except _STOPS:
+        except STOPS:
             raise
         except BaseException as error:
             # Else what comes next would have it for its context.
@@ -256,7 +256,7 @@ class SecondRuns:
             failure = internals.failure_of(run.item)
         except (pytest.skip.Exception, pytest.xfail.Exception):
             pass
-        except _STOPS:
+        except STOPS:
             raise
         except BaseException as error:
             failure = error
@@ -276,7 +276,7 @@ class SecondRuns:
             run.run(run.item.ihook.pytest_runtest_setup)
             run.run(run.item.ihook.pytest_runtest_call)
             raised = internals.failure_of(run.item)
-        except _STOPS:
+        except STOPS:
             raise
         except BaseException as error:
             raised = error

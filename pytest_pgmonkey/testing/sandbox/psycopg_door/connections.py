@@ -137,6 +137,8 @@ class _Sandboxed(BaseConnection[Any]):
         raise self._member.refuse(no_two_phase())
 
     def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+        if self._pipeline and self._member.status == _IDLE:
+            yield from self._pipeline._sync_gen()
         if self._member.status != _IDLE:
             yield from super()._check_intrans_gen(attribute)
 

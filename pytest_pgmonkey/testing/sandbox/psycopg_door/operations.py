@@ -92,7 +92,9 @@ def plan(member: Member, gen: Any) -> Planned | None:
         raise psycopg.OperationalError(member.ended)
     kind, sql, obj = read_operation(gen)
     if kind is LOCAL:
-        return None
+        if not member.transaction.in_pipeline:
+            return None
+        kind = CONTROL  # it syncs first
     return kind, sql, obj, gen
 
 
