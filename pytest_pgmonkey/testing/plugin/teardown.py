@@ -39,10 +39,15 @@ class _Teardowns:
             raise
         except BaseException:
             while teardown.is_unfinished:
-                try:
-                    teardown.go_on()
-                except STOPS:
-                    raise
-                except BaseException as error:
-                    print(f"In the same teardown: {type(error).__name__}: {error}")  # noqa: T201
+                _go_on(teardown)
             raise
+
+
+def _go_on(teardown: internals.Teardown) -> None:
+    try:
+        teardown.go_on()
+    except STOPS:
+        raise
+    except BaseException as error:
+        told = f"{type(error).__name__}: {error}"
+        print("In the same teardown:", told)  # noqa: T201 - captured into the test's report

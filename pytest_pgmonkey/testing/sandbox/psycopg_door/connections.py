@@ -99,8 +99,8 @@ class _Sandboxed(BaseConnection[Any]):
     _closed_into: Any = None  # the pool that `close()` has given it back to
 
     def __repr__(self) -> str:
-        view = _VirtualPGconn(self, self.pgconn)
-        shown = connection_summary(view)  # type: ignore[arg-type]
+        view: Any = _VirtualPGconn(self, self.pgconn)
+        shown = connection_summary(view)
         return f"<{type(self).__module__}.{type(self).__qualname__} {shown} at 0x{id(self):x}>"
 
     @property
